@@ -1,0 +1,26 @@
+"""The contract of the process starter: `_spawn.pyx` (compiled) and `_spawn_py.py` (pure)."""
+
+from collections.abc import Sequence
+
+def spawn(
+    argv: Sequence[bytes], env: Sequence[bytes], cwd: bytes, output: int, file_limit: int
+) -> tuple[int, int]:
+    """Start a program in a session (and so a process group) of its own.
+
+    Standard input is /dev/null, standard output and error are the descriptor ``output``, every other descriptor
+    is closed; default signal dispositions, empty signal mask; RLIMIT_FSIZE is ``file_limit`` bytes when that is
+    positive. The interpreter lock is not held while the child is made.
+
+    Args:
+        argv: the program (a path with a slash; nothing is searched) and its arguments.
+        env: ``KEY=value`` entries.
+        cwd: where it runs.
+
+    Returns:
+        (pid, pidfd); pidfd is -1 where the kernel has none.
+
+    Raises:
+        OSError: with the errno of the step that failed (exec, chdir, …) and, as ``filename``, the program or the
+            folder. No child is left behind.
+        ValueError: empty argv or a NUL byte in a string.
+    """

@@ -1,0 +1,87 @@
+"""What a graph is when it reaches the master: every default resolved, every name checked by type.
+
+The SDK's builder and the YAML loader both make these; the wire carries them as they are. Edges, cycles and
+duplicates are the scheduler's to judge (`scheduler.graph`), for one graph as for a hundred thousand tasks.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+MAX_NAME = 200
+MAX_NAMED_TASKS = 100_000
+MAX_MEMBERS = 10_000_000
+DEFAULT_GRACE = 10.0
+DEFAULT_BACKOFF = 1.0
+DEFAULT_MAX_DELAY = 60.0
+DEFAULT_AFFINITY_WAIT = 2.0
+
+
+class Retry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """When a failed attempt is tried again. Delay n is ``min(max_delay, backoff * 2**(n-1))``, half of it jitter."""
+
+    max: int = 0
+    backoff: float = DEFAULT_BACKOFF
+    max_delay: float = DEFAULT_MAX_DELAY
+    on: tuple[int | Literal["timeout"], ...] = ()
+    """Exit codes, or ``timeout``, that are worth another attempt; empty means every failure."""
+
+
+class Affinity(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where a task would rather run. ``parent``: the worker of the parent that finished last (or of ``key`` when it
+    names a parent); ``key``: the worker where tasks of that key gather."""
+
+    kind: Literal["parent", "key"]
+    key: str = ""
+    mode: Literal["prefer", "require"] = "prefer"
+    wait: float = DEFAULT_AFFINITY_WAIT
+
+
+class Work(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the worker does; the master stores it and looks at nothing in it.
+
+    Exactly one of ``argv``, ``shell`` and ``file`` is set. In an array, ``${matrix.x}`` in any text is replaced by
+    the worker from the member's payload, a JSON object ``{"x": value}``.
+    """
+
+    argv: tuple[str, ...] = ()
+    shell: str = ""
+    file: str = ""
+    """A path relative to the project."""
+    args: tuple[str, ...] = ()
+    python: str = ""
+    env: dict[str, str] = {}
+    timeout: float = 0.0
+    """Seconds; 0 means none."""
+    grace: float = DEFAULT_GRACE
+
+
+class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A named task, or an array of ``count`` tasks with one description."""
+
+    name: str
+    work: Work
+    needs: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    priority: int = 1
+    delay: float = 0.0
+    retry: Retry = Retry()
+    when: Literal["success", "failure", "always"] = "success"
+    affinity: Affinity | None = None
+    count: int = 1
+    payload: int = -1
+    """Which attachment holds the members' payloads: (count + 1) big-endian u32 offsets, then the bytes; -1: none."""
+    array: bool = False
+    """True for an array even of one member: its members are addressed ``name[i]``."""
+
+
+class GraphSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A whole graph."""
+
+    name: str
+    tasks: tuple[TaskSpec, ...]
+    env: dict[str, str] = {}
+    project: str = ""
+    """SHA-256 (hex) of the project archive, which the master holds; empty: none."""
