@@ -1,0 +1,21 @@
+"""What every test shares: the ``--no-compiled`` and ``--long`` switches."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--no-compiled", action="store_true", help="this machine has no compiled twins: test the pure ones alone"
+    )
+    parser.addoption("--long", action="store_true", help="run the tests marked long, in their long size")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--long"):
+        return
+    skip = pytest.mark.skip(reason="long size: make test-long")
+    for item in items:
+        if "long" in item.keywords:
+            item.add_marker(skip)
