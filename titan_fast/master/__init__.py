@@ -1,0 +1,1 @@
+"""The shell around the scheduler: sockets, clocks, files. It decides nothing; `titan_fast.scheduler` does."""

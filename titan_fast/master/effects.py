@@ -1,0 +1,149 @@
+"""Command -> action: the only way out of the core. Assignments leave at once; everything else waits for its facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from titan_fast.master.session import Session
+from titan_fast.model.spec import DEFAULT_GRACE, Work
+from titan_fast.protocol import messages as msg
+from titan_fast.protocol.connection import send, send_hot
+from titan_fast.protocol.opcodes import Op
+from titan_fast.scheduler import commands as cmd
+
+if TYPE_CHECKING:
+    from titan_fast.master.server import Master
+
+_decode_work = msgspec.json.Decoder(Work).decode
+
+LOTS_PER_FRAME = 512
+TAIL_PER_FRAME = 8 << 20
+
+
+class _Batch:
+    """The lots of one worker in this turn."""
+
+    __slots__ = ("rows", "size", "tail")
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, ...]] = []
+        self.tail: list[bytes] = []
+        self.size = 0
+
+
+class Effects:
+    def __init__(self, master: Master) -> None:
+        self._master = master
+        self._acknowledge: set[Session] = set()
+
+    def acknowledge(self, session: Session) -> None:
+        """This session's results are in this turn's facts."""
+        self._acknowledge.add(session)
+
+    def assign(self, commands: Iterable[cmd.Command]) -> None:
+        """The turn's assignments: one frame per worker, specs first where the worker has not seen them."""
+        batches: dict[str, _Batch] = {}
+        for command in commands:
+            if not isinstance(command, cmd.Assign):
+                continue
+            session = self._master.worker_sessions.get(command.worker)
+            if session is None:
+                continue  # its inventory will not name them, so they go elsewhere
+            batch = batches.setdefault(command.worker, _Batch())
+            run = self._master.scheduler.state.runs[command.run]
+            payload = run.payload_slice(command.spec, command.first - run.first[command.spec], command.count)
+            if (command.run, command.spec) not in session.known_specs:
+                self._send_spec(session, command)
+            batch.rows.append(
+                (
+                    command.run,
+                    command.spec,
+                    command.first,
+                    command.count,
+                    command.generation,
+                    command.attempt,
+                    command.fence,
+                    len(payload),
+                )
+            )
+            batch.tail.append(payload)
+            batch.size += len(payload)
+            if len(batch.rows) >= LOTS_PER_FRAME or batch.size > TAIL_PER_FRAME:
+                self._send_lots(session, batches.pop(command.worker))
+        for worker, batch in batches.items():
+            self._send_lots(self._master.worker_sessions[worker], batch)
+
+    def _send_spec(self, session: Session, command: cmd.Assign) -> None:
+        run = self._master.scheduler.state.runs[command.run]
+        spec = command.spec
+        session.known_specs.add((run.id, spec))
+        session.send(
+            send(
+                msg.Spec(
+                    run.id,
+                    spec,
+                    run.names[spec],
+                    run.first[spec],
+                    spec in run.arrays,
+                    _decode_work(run.works[spec]),
+                    run.env,
+                    run.project,
+                )
+            )
+        )
+
+    def _send_lots(self, session: Session, batch: _Batch) -> None:
+        session.send(send_hot(Op.ASSIGN, 0, list(zip(*batch.rows, strict=True)), b"".join(batch.tail)))
+
+    def carry_out(self, commands: Iterable[cmd.Command]) -> None:
+        """Everything that waits for the turn's facts."""
+        for command in commands:
+            if not isinstance(command, cmd.Assign):
+                getattr(self, f"_{type(command).__name__.lower()}")(command)
+        for session in self._acknowledge:
+            empty: list[list[int]] = [[] for _ in range(11)]
+            session.send_when_durable(send_hot(Op.ACK, session.acknowledge, empty))
+        self._acknowledge.clear()
+
+    def _answer(self, command: cmd.Answer) -> None:
+        ticket = self._master.intake.tickets.pop(command.ticket)
+        ticket.session.reply(msg.Accepted(command.run), ticket.request)
+        if ticket.watch:
+            self._master.watchers.watch(ticket.session, ticket.request, msg.Watch(command.run))
+
+    def _refuse(self, command: cmd.Refuse) -> None:
+        ticket = self._master.intake.tickets.pop(command.ticket)
+        ticket.session.refuse_request(command.error, ticket.request)
+
+    def _verdict(self, command: cmd.Verdict) -> None:
+        ticket = self._master.intake.tickets.pop(command.ticket)
+        ticket.session.reply(msg.VerdictMessage(command.keep, command.kill), ticket.request)
+
+    def _recall(self, command: cmd.Recall) -> None:
+        session = self._master.worker_sessions.get(command.worker)
+        if session is not None:
+            columns = ([command.run], [command.first], [command.count], [command.fence])
+            session.send_when_durable(send_hot(Op.RECALL, 0, columns))
+
+    def _kill(self, command: cmd.Kill) -> None:
+        session = self._master.worker_sessions.get(command.worker)
+        if session is not None:
+            run = self._master.scheduler.state.runs[command.run]
+            work = _decode_work(run.works[run.spec_of(command.index)])
+            grace = int(1000 * (work.grace if work.grace is not None else DEFAULT_GRACE))
+            columns = ([command.run], [command.index], [command.fence], [grace])
+            session.send_when_durable(send_hot(Op.KILL, 0, columns))
+
+    def _runchanged(self, command: cmd.RunChanged) -> None:
+        self._master.watchers.run_changed(command.run)
+        self._master.followers.run_changed(command.run)
+
+    def _forgetrun(self, command: cmd.ForgetRun) -> None:
+        for worker in command.workers:
+            session = self._master.worker_sessions.get(worker)
+            if session is not None:
+                session.known_specs = {known for known in session.known_specs if known[0] != command.run}
+                session.send_when_durable(send(msg.Forget(command.run)))

@@ -1,0 +1,360 @@
+"""What is asked and changes nothing: listings, status, explanations. Live state from the core's views, what ended
+attempts did from the store's history.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+
+from titan_fast import _accel
+from titan_fast._version import __version__
+from titan_fast.errors import BadMessage, NoSuchRun, NoSuchTask
+from titan_fast.ids import TaskId
+from titan_fast.master.session import Session
+from titan_fast.master.store.base import AttemptRow
+from titan_fast.protocol import messages as msg
+from titan_fast.protocol.connection import Incoming
+from titan_fast.scheduler.explain import explain_run, explain_task, lot_of
+from titan_fast.scheduler.lifecycle import FINAL, PUBLIC, TaskState
+from titan_fast.scheduler.state import Run
+from titan_fast.scheduler.views import TaskView, public_counts, view_run, view_tasks, view_workers
+
+if TYPE_CHECKING:
+    from titan_fast.master.server import Master
+
+MAX_PAGE = 10_000
+FAILED_SHOWN = 10
+RUNNING_SHOWN = 8
+
+
+class Queries:
+    def __init__(self, master: Master) -> None:
+        self._master = master
+        self._process = psutil.Process(os.getpid())
+
+    @property
+    def _state(self):  # type: ignore[no-untyped-def]
+        return self._master.scheduler.state
+
+    def answer(self, session: Session, incoming: Incoming) -> None:
+        """Raises TitanError for what is not there."""
+        message, request = incoming.message, incoming.request
+        match message:
+            case msg.Watch():
+                self._master.watchers.watch(session, request, message)
+            case msg.Logs():
+                self._master.followers.start(session, request, message)
+            case msg.List():
+                session.reply(self._list(message), request)
+            case msg.Show():
+                session.reply(self._show(message), request)
+            case msg.Explain():
+                session.reply(self._explain(message), request)
+            case msg.Stats():
+                session.reply(self._stats(), request)
+            case msg.BlobAsk():
+                session.reply(msg.BlobHeld(message.digest, self._master.blobs.size(message.digest)), request)
+            case msg.BlobGet():
+                data, size = self._master.blobs.get(message.digest, message.offset)
+                session.reply(msg.BlobPiece((), message.digest, message.offset, size), request, (data,))
+            case _:
+                raise BadMessage(f"{incoming.op.name} is not expected here")
+
+    # ------------------------------------------------------------ finding
+
+    def run_number(self, number: int) -> int:
+        """0 means the newest run. Raises NoSuchRun when there is none."""
+        if number:
+            return number
+        if not self._state.runs:
+            raise NoSuchRun("last")
+        return int(max(self._state.runs))
+
+    def run(self, number: int) -> Run:
+        run = self._state.runs.get(self.run_number(number))
+        if run is None:
+            raise NoSuchRun(number)
+        return run  # type: ignore[no-any-return]
+
+    def stretch(self, run: Run, task: str, member: int) -> tuple[int, int]:
+        """(first, count) of what a user named in a run."""
+        if not task:
+            return 0, len(run.state)
+        spec = run.find(task)
+        if spec is None:
+            raise NoSuchTask(TaskId(run.id, task))
+        if member < 0:
+            return run.first[spec], run.count[spec]
+        if spec not in run.arrays or member >= run.count[spec]:
+            raise NoSuchTask(TaskId(run.id, task, member))
+        return run.first[spec] + member, 1
+
+    def one_task(self, number: int, task: str, member: int) -> tuple[Run, int]:
+        run = self.run(number)
+        first, count = self.stretch(run, task, member)
+        if count != 1:
+            names = ", ".join(run.label(first + i) for i in range(min(count, 5)))
+            raise NoSuchTask(
+                TaskId(run.id, task or None),
+                hint=f"that is {count} tasks; name one of them, for example {run.id}/{names.split(', ')[0]}",
+            )
+        return run, first
+
+    # ------------------------------------------------------------ attempts
+
+    def attempts(self, run: Run, index: int) -> list[AttemptRow]:
+        return self._master.store.attempts(run.id, index)
+
+    def fence_of_attempt(self, run: Run, index: int, attempt: int) -> int:
+        """The fence of an attempt by its number; 0 is the newest. Fence 0 when there is none yet."""
+        lot = lot_of(run, index)
+        if lot is not None and attempt in (0, lot.attempt):
+            return int(lot.fence + index - lot.first)
+        rows = self.attempts(run, index)
+        if attempt == 0:
+            return rows[-1].fence if rows else 0
+        for row in rows:
+            if row.attempt == attempt:
+                return row.fence
+        raise NoSuchTask(
+            f"{run.id}/{run.label(index)} attempt {attempt}", hint=f"there are {len(rows) + (lot is not None)} attempts"
+        )
+
+    def is_settled(self, run: Run, index: int, fence: int) -> bool:
+        """Nothing will be added to this attempt's output, and no other attempt follows it."""
+        return TaskState(run.state[index]) in FINAL
+
+    def state_of_attempt(self, run: Run, index: int, fence: int) -> tuple[str, int]:
+        for row in self.attempts(run, index):
+            if row.fence == fence:
+                return row.state, row.attempt
+        lot = lot_of(run, index)
+        return PUBLIC[TaskState(run.state[index])], lot.attempt if lot is not None else 0
+
+    # ------------------------------------------------------------ answers
+
+    def is_final(self, watch: msg.Watch) -> bool:
+        run = self.run(watch.run)
+        if run.is_final:
+            return True
+        if not watch.task:
+            return False
+        first, count = self.stretch(run, watch.task, watch.member)
+        return all(state in FINAL for state, _, _ in run.stretches(first, count))
+
+    def update(self, watch: msg.Watch) -> msg.Update:
+        run = self.run(watch.run)
+        first, count = self.stretch(run, watch.task, watch.member)
+        view = view_run(run)
+        final = self.is_final(watch)
+        end = run.finished_at or self._state.wall
+        task_state, exit_code = "", None
+        if watch.task or len(run.state) == 1:
+            states = [state for state, _, _ in run.stretches(first, count)]
+            task_state = PUBLIC[max(states, key=lambda state: (state not in FINAL, state != 7, state))]
+            rows = self._master.store.latest(run.id, first, 1) if count == 1 else {}
+            if first in rows:
+                exit_code = _exit_code(rows[first])
+        return msg.Update(
+            run.id,
+            run.name,
+            view.state,
+            view.counts,
+            reason=view.reason,
+            final=final,
+            task_state=task_state,
+            exit_code=exit_code,
+            elapsed=max(0.0, end - run.submitted_at),
+            result=self._result(run) if final else "",
+            running=() if final else self._running(run),
+            failed=self._failed(run, first, count) if final else (),
+        )
+
+    def _result(self, run: Run) -> str:
+        """What the only sink of the graph wrote to TITAN_RESULT: the result of the run, where it has one."""
+        sinks = [s for s in range(len(run.names)) if run.children_at[s] == run.children_at[s + 1]]
+        if len(sinks) != 1 or run.count[sinks[0]] != 1:
+            return ""
+        return run.results.get(run.first[sinks[0]], b"").decode("utf-8", "replace").strip()
+
+    def _running(self, run: Run) -> tuple[str, ...]:
+        names = []
+        for lot in run.lots.values():
+            for member in lot.started:
+                names.append(run.label(lot.first + member))
+                if len(names) == RUNNING_SHOWN:
+                    return tuple(names)
+        return tuple(names)
+
+    def _failed(self, run: Run, first: int, count: int) -> tuple[msg.FailedTask, ...]:
+        failed = []
+        for state, start, length in run.stretches(first, count):
+            if state not in (TaskState.FAILED, TaskState.DEAD):
+                continue
+            for index in range(start, start + length):
+                rows = self._master.store.latest(run.id, index, 1)
+                tail = self._master.logs.tail(rows[index].fence) if index in rows else ""
+                failed.append(msg.FailedTask(run.label(index), PUBLIC[state], run.reason_of(index), tail))
+                if len(failed) == FAILED_SHOWN:
+                    return tuple(failed)
+        return tuple(failed)
+
+    def _list(self, asked: msg.List) -> msg.Listed:
+        limit = max(1, min(asked.limit, MAX_PAGE))
+        if asked.what == "workers":
+            return msg.Listed(workers=tuple(self._workers()))
+        if asked.what == "runs":
+            before = int(asked.cursor) if asked.cursor.isdigit() else 1 << 63
+            runs = self._state.runs
+            found = []
+            more = ""
+            for number in sorted(runs, reverse=True):
+                if number >= before or (asked.state and runs[number].status != asked.state):
+                    continue
+                if len(found) == limit:
+                    more = str(found[-1].id)
+                    break
+                found.append(_run_row(runs[number]))
+            return msg.Listed(runs=tuple(found), next=more)
+        if asked.what == "tasks":
+            run = self.run(asked.run)
+            rows, more = self._tasks(run, 0, len(run.state), asked.cursor, limit, asked.state)
+            return msg.Listed(tasks=rows, next=more)
+        raise BadMessage(f"there is no listing of '{asked.what}'", field="what")
+
+    def _show(self, asked: msg.Show) -> msg.Shown:
+        run = self.run(asked.run)
+        first, count = self.stretch(run, asked.task, asked.member)
+        rows, more = self._tasks(run, first, count, asked.cursor, max(1, min(asked.limit, MAX_PAGE)))
+        return msg.Shown(_run_row(run), rows, more)
+
+    def _tasks(
+        self, run: Run, first: int, count: int, cursor: str, limit: int, state: str = ""
+    ) -> tuple[tuple[msg.TaskRow, ...], str]:
+        """A page of tasks; with a state, pages are cut by what was looked at, so none of them is slow."""
+        at = max(first, int(cursor)) if cursor.isdigit() else first
+        end = first + count
+        rows: list[msg.TaskRow] = []
+        while at < end and len(rows) < limit:
+            step = min(end - at, limit - len(rows))
+            latest = self._master.store.latest(run.id, at, step)
+            for view in view_tasks(self._state, run, at, step):
+                if not state or view.state == state:
+                    rows.append(self._task_row(run, view, latest.get(view.index)))
+            at += step
+        return tuple(rows), str(at) if at < end else ""
+
+    def _task_row(self, run: Run, view: TaskView, row: AttemptRow | None) -> msg.TaskRow:
+        task_id = str(TaskId(run.id, view.name))
+        spec = run.spec_of(view.index)
+        needs = tuple(run.names[parent] for parent in run.parents_of(spec))
+        if view.worker or row is None or row.generation != view.generation:
+            return msg.TaskRow(
+                task_id,
+                view.name,
+                view.state,
+                view.reason,
+                view.generation,
+                view.attempt,
+                view.worker,
+                None,
+                view.started / 1e6,
+                0.0,
+                None,
+                needs,
+            )
+        final = view.state not in ("PENDING", "RUNNING")
+        return msg.TaskRow(
+            task_id,
+            view.name,
+            view.state,
+            view.reason,
+            view.generation,
+            row.attempt,
+            row.worker,
+            _exit_code(row),
+            row.started / 1e6,
+            (row.started + row.duration) / 1e6 if row.started and final else 0.0,
+            row.duration / 1e6 if row.started else None,
+            needs,
+        )
+
+    def _workers(self) -> list[msg.WorkerRow]:
+        now = time.time()
+        rows = []
+        for view in view_workers(self._state):
+            silence = self._master.liveness.silence(view.id)
+            rows.append(
+                msg.WorkerRow(
+                    view.id,
+                    view.name,
+                    view.state,
+                    view.capabilities,
+                    view.slots,
+                    view.running,
+                    view.queued,
+                    "permanent" if view.permanent else "ephemeral",
+                    now - silence if silence is not None else 0.0,
+                )
+            )
+        return rows
+
+    def _explain(self, asked: msg.Explain) -> msg.Explained:
+        run = self.run(asked.run)
+        if asked.task:
+            run, index = self.one_task(asked.run, asked.task, asked.member)
+            found = explain_task(self._state, run, index)
+            name = str(TaskId(run.id, run.label(index)))
+        else:
+            found = explain_run(self._state, run)
+            name = str(run.id)
+        return msg.Explained(name, found.state, found.reason, found.detail, found.fix)
+
+    def _stats(self) -> msg.Stated:
+        master, pump = self._master, self._master.pump
+        slowest, pump.slowest_turn = pump.slowest_turn, 0.0
+        return msg.Stated(
+            _accel.accel,
+            master.loop_name,
+            __version__,
+            master.epoch,
+            master.cluster,
+            master.started_at,
+            sum(1 for worker in self._state.workers.values() if worker.state not in ("LOST", "LEFT")),
+            len(self._state.runs),
+            public_counts(self._state.totals),
+            pump.commits,
+            pump.position,
+            pump.position / pump.commits if pump.commits else 0.0,
+            master.store.durability,
+            master.connections,
+            slowest,
+            self._process.memory_info().rss,
+        )
+
+
+def _run_row(run: Run) -> msg.RunRow:
+    view = view_run(run)
+    return msg.RunRow(
+        view.id,
+        view.name,
+        view.state,
+        view.reason,
+        view.submitted_at,
+        view.started_at,
+        view.finished_at,
+        view.counts,
+    )
+
+
+def _exit_code(row: AttemptRow) -> int | None:
+    """As a shell would give it: 128 + n for a signal, 124 for a timeout, None where there is none."""
+    if row.reason.startswith("signal:"):
+        return 128 + row.code
+    if row.reason.startswith("exit:"):
+        return row.code
+    return None

@@ -1,0 +1,263 @@
+"""The master process: wires the parts, starts them, drains them, stops them. Nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import ipaddress
+import logging
+import os
+import random
+import secrets
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from titan_fast.config import Settings, home, token_path
+from titan_fast.errors import InvalidUsage, PortTaken, Refused, StateLocked
+from titan_fast.master.artifacts import BlobStore
+from titan_fast.master.effects import Effects
+from titan_fast.master.intake import Intake
+from titan_fast.master.liveness import Liveness
+from titan_fast.master.logs import LogStore
+from titan_fast.master.pump import Pump
+from titan_fast.master.queries import Queries
+from titan_fast.master.session import Session
+from titan_fast.master.store.base import Store
+from titan_fast.master.store.memory import MemoryStore
+from titan_fast.master.watch import Followers, Watchers
+from titan_fast.protocol import messages as msg
+from titan_fast.scheduler.core import Scheduler
+from titan_fast.scheduler.events import StopRequested
+from titan_fast.scheduler.state import Tuning
+
+log = logging.getLogger("titan_fast.master")
+
+STATE_MARKER = ".titan-state"
+"""A file that marks a state directory, so that no project archive ever takes it along."""
+
+
+class Master:
+    """One master. `start` listens, `stop` ends in order; everything in between is the pump's."""
+
+    def __init__(self, settings: Settings, store: Store | None = None) -> None:
+        self.settings = settings
+        self.store = store or MemoryStore()
+        self.state_dir = Path(settings.master.state_dir or home() / "state").absolute()
+        self.started_at = time.time()
+        self.cluster = ""
+        self.epoch = 0
+        self.host = settings.master.host
+        self.port = settings.master.port
+        self.tokens: dict[str, str] = {}
+        self.token_files: list[Path] = []
+        self.sessions: set[Session] = set()
+        self.worker_sessions: dict[str, Session] = {}
+        self._strangers: Counter[str] = Counter()
+        self._server: asyncio.Server | None = None
+        self._lock: IO[str] | None = None
+
+    # ------------------------------------------------------------ start and stop
+
+    async def start(self) -> None:
+        """Raises InvalidUsage, StateLocked, PortTaken."""
+        if not _is_loopback(self.host):
+            raise InvalidUsage(
+                f"--host {self.host} is not loopback, and other machines can only be served over TLS, which this "
+                "version does not have",
+                hint="use 127.0.0.1 and an ssh tunnel (ssh -L 9090:127.0.0.1:9090 HOST)",
+            )
+        self._lock_state()
+        loop = asyncio.get_running_loop()
+        self.loop_name = type(loop).__module__.partition(".")[0]
+        self.epoch = self.store.open()
+        self.cluster = self._cluster_id()
+        scheduler = self.settings.scheduler
+        tuning = Tuning(
+            crash_limit=scheduler.crash_limit,
+            prefetch=scheduler.prefetch,
+            recall_after=scheduler.recall_after,
+            keep_copies=scheduler.keep_copies,
+        )
+        self.scheduler = Scheduler(self.epoch, random.SystemRandom().getrandbits(64), tuning)
+        self.pump = Pump(self.scheduler, self.store, self.epoch)
+        limits = self.settings.limits
+        self.blobs = BlobStore(self.state_dir / "blobs", limits.project)
+        self.logs = LogStore(self.state_dir / "logs" / str(self.epoch), limits.log_head, limits.log_tail)
+        self.queries = Queries(self)
+        self.watchers = Watchers(self)
+        self.followers = Followers(self)
+        self.intake = self.pump.intake = Intake(self)
+        self.effects = self.pump.effects = Effects(self)
+        self.liveness = Liveness(self.pump, scheduler)
+        try:
+            self._server = await loop.create_server(lambda: Session(self), self.host, self.port, backlog=1024)
+        except OSError as error:
+            self.liveness.stop()
+            raise PortTaken(self.host, self.port) from error
+        self.port = self._server.sockets[0].getsockname()[1]
+        self._write_tokens()
+
+    def _lock_state(self) -> None:
+        """One master per state directory. The lock dies with the process and is not inherited by what it starts."""
+        try:
+            self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            (self.state_dir / STATE_MARKER).touch()
+            self._lock = (self.state_dir / "lock").open("a+")
+        except OSError as error:
+            raise InvalidUsage(f"cannot use the state directory {self.state_dir}: {error.strerror}") from None
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StateLocked(
+                f"another master uses the state directory {self.state_dir}",
+                hint="stop it, or give this one its own with --state-dir",
+            ) from None
+
+    def _cluster_id(self) -> str:
+        path = self.state_dir / "cluster"
+        if not path.exists():
+            path.write_text(secrets.token_hex(8), "ascii")
+        return path.read_text("ascii").strip()
+
+    def _write_tokens(self) -> None:
+        """Tokens live with the state; where clients of this home look for them is a copy."""
+        for role in ("client", "worker"):
+            kept = self.state_dir / "tokens" / role
+            if not kept.exists():
+                _write_secret(kept, secrets.token_urlsafe(32))
+            self.tokens[role] = kept.read_text("ascii").strip()
+            place = token_path(self.host, self.port, role)
+            _write_secret(place, self.tokens[role])
+            self.token_files.append(place)
+
+    async def stop(self, drain: float) -> None:
+        """In order: place nothing new, let what runs finish for up to ``drain`` seconds, tell what is known, hang up."""
+        log.info("stopping")
+        self.pump.happened(StopRequested())
+        deadline = time.monotonic() + drain
+        while time.monotonic() < deadline and self._in_flight():
+            await asyncio.sleep(0.05)
+        self.liveness.stop()
+        if self._server is not None:
+            self._server.close()
+        for session in list(self.sessions):
+            session.flush(self.pump.durable)
+            session.close()
+        await asyncio.sleep(0)
+        self.store.close()
+        for path in self.token_files:
+            path.unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.close()
+
+    def _in_flight(self) -> bool:
+        return any(worker.held for worker in self.scheduler.state.workers.values() if worker.state != "LOST")
+
+    # ------------------------------------------------------------ sessions
+
+    @property
+    def connections(self) -> int:
+        return len(self.sessions)
+
+    def admit_stranger(self, session: Session) -> bool:
+        limits = self.settings.limits
+        if (
+            self._strangers.total() >= limits.strangers
+            or self._strangers[session.address] >= limits.strangers_per_address
+        ):
+            return False
+        self._strangers[session.address] += 1
+        self.sessions.add(session)
+        return True
+
+    def stranger_proved(self, session: Session) -> None:
+        self._strangers[session.address] -= 1
+        if not self._strangers[session.address]:
+            del self._strangers[session.address]
+
+    def attach(self, session: Session, message: msg.Attach) -> None:
+        """Bind a session to a worker. The worker's order counts: a lower connection number is an old one.
+
+        Raises:
+            Refused: a second live agent with the same id, or a session older than the one we have.
+        """
+        old = self.worker_sessions.get(message.worker)
+        if old is not None and old is not session:
+            if old.nonce != message.nonce and not old.closed:
+                raise Refused(
+                    f"worker {message.name} ({message.worker}) is connected already",
+                    hint="two agents share a work directory; give each its own with --work-dir or --name",
+                )
+            if old.nonce == message.nonce and message.connection < old.connection_number:
+                raise Refused("a newer connection of this worker is there")
+            old.worker = ""
+            old.abort()
+        session.worker = message.worker
+        session.nonce = message.nonce
+        session.connection_number = message.connection
+        session.known_specs.clear()
+        self.worker_sessions[message.worker] = session
+        self.liveness.attached(message.worker)
+
+    def worker_left(self, session: Session) -> None:
+        self.liveness.forget(session.worker)
+        self.worker_sessions.pop(session.worker, None)
+        session.worker = ""
+
+    def session_closed(self, session: Session) -> None:
+        if session in self.sessions:
+            self.sessions.discard(session)
+            if session.role == "stranger":
+                self.stranger_proved(session)
+        self.watchers.session_closed(session)
+        self.followers.session_closed(session)
+        self.blobs.drop(session)
+        if session.worker and self.worker_sessions.get(session.worker) is session:
+            del self.worker_sessions[session.worker]
+            self.liveness.closed(session.worker)
+
+    def session_drained(self, session: Session) -> None:
+        self.followers.session_drained(session)
+
+
+async def run_master(settings: Settings, announce: Callable[[Master], None]) -> int:
+    """Start a master, tell ``announce`` when it listens, serve until a signal, stop in order."""
+    master = Master(settings)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    hurry = False
+
+    def on_signal() -> None:
+        nonlocal hurry
+        hurry = stop.is_set()
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    await master.start()
+    announce(master)
+    await stop.wait()
+    await master.stop(0.0 if hurry else settings.master.drain)
+    return 0
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _write_secret(path: Path, text: str) -> None:
+    """0600 from its first byte, and in place at once."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text + "\n")
+    part.replace(path)

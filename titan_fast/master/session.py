@@ -1,0 +1,248 @@
+"""One peer: its transport, its connection's state machine, its place in the output commit, its back-pressure.
+
+A session proves the peer (HELLO, CHALLENGE, PROOF, WELCOME), then hands every message to the pump. It knows nothing
+of runs or tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from typing import TYPE_CHECKING, Any, cast
+
+from titan_fast._layout import MAX_BODY, OLD_VERSION
+from titan_fast._version import __version__
+from titan_fast.errors import BadProof, Refused, TitanError, UnexpectedMessage, WrongVersion
+from titan_fast.protocol import messages as msg
+from titan_fast.protocol.connection import Connection, Incoming, old_version_error, send, send_error
+from titan_fast.protocol.handshake import NONCE_BYTES, is_nonce, is_proof, proof
+from titan_fast.protocol.messages import Message
+from titan_fast.protocol.opcodes import Role
+
+if TYPE_CHECKING:
+    from titan_fast.master.server import Master
+
+log = logging.getLogger("titan_fast.session")
+
+
+class Session(asyncio.Protocol):
+    """A connection from a client or worker."""
+
+    def __init__(self, master: Master) -> None:
+        self.master = master
+        self.connection = Connection(Role.STRANGER)
+        self.role = Role.STRANGER
+        self.address = ""
+        self.worker = ""
+        """Id of the worker that attached over this session."""
+        self.nonce = ""
+        self.connection_number = 0
+        self.known_specs: set[tuple[int, int]] = set()
+        self.acknowledge = -1
+        """Sequence of the last RESULT frame, to be acknowledged with this turn's facts."""
+        self.choked = False
+        """The peer does not drain what we wrote."""
+        self.closed = False
+        self._transport: asyncio.Transport | None = None
+        self._now: list[bytes] = []
+        self._later: deque[tuple[int, bytes]] = deque()
+        self._hello: msg.Hello | None = None
+        self._nonce = ""
+        self._timer: asyncio.TimerHandle | None = None
+        self._choke_timer: asyncio.TimerHandle | None = None
+
+    # ------------------------------------------------------------ transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        self.address = str(peer[0]) if peer else ""
+        limits = self.master.settings.limits
+        if not self.master.admit_stranger(self):
+            self._refuse(Refused("too many connections that have not said who they are", hint="try again in a moment"))
+            return
+        self._transport.set_write_buffer_limits(high=1 << 20)
+        self._timer = asyncio.get_running_loop().call_later(limits.hello_timeout, self._never_proved)
+
+    def data_received(self, data: bytes) -> None:
+        if self.closed:
+            return
+        if self.worker:
+            self.master.liveness.beat(self.worker)
+        for incoming in self.connection.receive(data):
+            if self.closed:
+                return
+            if self.role is Role.STRANGER:
+                self._prove(incoming)
+            else:
+                self.master.pump.arrived(self, incoming)
+        if self.connection.broken is not None and not self.closed:
+            self._refuse(self.connection.broken)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed = True
+        for timer in (self._timer, self._choke_timer):
+            if timer is not None:
+                timer.cancel()
+        self.master.session_closed(self)
+
+    def pause_writing(self) -> None:
+        self.choked = True
+        seconds = self.master.settings.limits.undrained_seconds
+        self._choke_timer = asyncio.get_running_loop().call_later(seconds, self._never_drained)
+
+    def resume_writing(self) -> None:
+        self.choked = False
+        if self._choke_timer is not None:
+            self._choke_timer.cancel()
+        self.master.session_drained(self)
+
+    def _never_drained(self) -> None:
+        log.warning("%s does not read what it is sent; dropped", self.describe())
+        self.abort()
+
+    # ------------------------------------------------------------ who it is
+
+    def _prove(self, incoming: Incoming) -> None:
+        if incoming.error is not None:
+            self._refuse(incoming.error, incoming.request)
+        elif isinstance(incoming.message, msg.Hello) and self._hello is None:
+            self._challenge(incoming.message, incoming.request)
+        elif isinstance(incoming.message, msg.Proof) and self._hello is not None:
+            self._judge(incoming.message, incoming.request)
+        else:
+            self._refuse(UnexpectedMessage(f"{incoming.op.name} before the token is proved"), incoming.request)
+
+    def _challenge(self, hello: msg.Hello, request: int) -> None:
+        if not hello.oldest <= 2 <= hello.newest:
+            self._refuse(WrongVersion(hello.newest), request)
+        elif hello.token not in self.master.tokens or not is_nonce(hello.nonce):
+            self._refuse(BadProof(), request)
+        elif hello.cluster and hello.cluster != self.master.cluster:
+            self._refuse(
+                Refused("this master belongs to another cluster", hint="its state directory is not the one it was"),
+                request,
+            )
+        else:
+            self._hello = hello
+            self._nonce = secrets.token_hex(NONCE_BYTES)
+            token = self.master.tokens[hello.token]
+            self._write(
+                send(
+                    msg.Challenge(self._nonce, proof(token, "master", hello.nonce, self._nonce)),
+                    request=request,
+                    is_reply=True,
+                )
+            )
+
+    def _judge(self, given: msg.Proof, request: int) -> None:
+        hello = self._hello
+        assert hello is not None
+        if not is_proof(given.proof, self.master.tokens[hello.token], "peer", hello.nonce, self._nonce):
+            log.warning("%s does not know the %s token", self.address, hello.token)
+            self._refuse(BadProof(), request)
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self.role = Role(hello.token)
+        self.connection.open(self.role)
+        self.connection.max_message = self.master.settings.limits.max_message
+        self.master.stranger_proved(self)
+        self._write(
+            send(
+                msg.Welcome(
+                    str(self.role),
+                    self.master.cluster,
+                    self.master.epoch,
+                    __version__,
+                    MAX_BODY,
+                    self.connection.max_message,
+                    self.master.settings.scheduler.heartbeat,
+                ),
+                request=request,
+                is_reply=True,
+            )
+        )
+
+    def _never_proved(self) -> None:
+        if self.role is Role.STRANGER:
+            self._refuse(Refused("no HELLO and proof in time"))
+
+    def _refuse(self, error: TitanError, request: int = 0) -> None:
+        """Say why, in the peer's own version, and hang up."""
+        log.info("%s refused: %s", self.describe(), error)
+        if isinstance(error, WrongVersion) and error.version == OLD_VERSION:
+            self._write(old_version_error(error))
+        else:
+            self._write(send_error(error, request))
+        self.close()
+
+    # ------------------------------------------------------------ out
+
+    def send(self, frame: bytes) -> None:
+        """Leaves with this turn, whatever is durable: specs, assignments, echoes, refusals."""
+        self._now.append(frame)
+        self.master.pump.touched.add(self)
+
+    def send_when_durable(self, frame: bytes) -> None:
+        """Leaves when every fact made so far is durable."""
+        self._later.append((self.master.pump.position, frame))
+        self.master.pump.touched.add(self)
+
+    def reply(self, message: Message, request: int, attachments: tuple[bytes, ...] = ()) -> None:
+        self.send_when_durable(send(message, attachments, request, is_reply=True))
+
+    def refuse_request(self, error: TitanError, request: int) -> None:
+        """A refusal promises nothing, so it need not wait."""
+        self.send(send_error(error, request))
+
+    def flush(self, durable: int) -> None:
+        """One write for all that may leave."""
+        later = self._later
+        while later and later[0][0] <= durable:
+            self._now.append(later.popleft()[1])
+        if self._now:
+            frames, self._now = self._now, []
+            self._write(b"".join(frames))
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is None or self.closed:
+            return
+        self._transport.write(data)
+        if self._transport.get_write_buffer_size() > self.master.settings.limits.undrained:
+            self._never_drained()
+
+    # ------------------------------------------------------------ in and away
+
+    def rest(self) -> bool:
+        """Stop reading for now; True when it was reading."""
+        if self._transport is None or self.closed or not self._transport.is_reading():
+            return False
+        self._transport.pause_reading()
+        return True
+
+    def resume(self) -> None:
+        if self._transport is not None and not self.closed:
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        """Let what is written leave, then hang up."""
+        if not self.closed and self._transport is not None:
+            self.closed = True
+            self._transport.close()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self.closed = True
+            self._transport.abort()
+
+    def describe(self) -> str:
+        return f"{self.worker or self.role} at {self.address or 'unknown'}"
+
+    def __repr__(self) -> str:
+        return f"<Session {self.describe()}>"
+
+    def eof_received(self) -> Any:
+        return None

@@ -1,0 +1,88 @@
+"""Every opcode: its number, who may send it, what it is for. The documentation and the checks read this list.
+
+Numbers are for ever; the next new one takes the next free number of its group. A member without roles does not
+import.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+
+class Role(StrEnum):
+    """Who a peer is. It follows from the token it proved to know, never from what it says."""
+
+    STRANGER = "stranger"
+    """Nothing proved yet."""
+    CLIENT = "client"
+    WORKER = "worker"
+    MASTER = "master"
+
+
+class Op(IntEnum):
+    """One thing that can be said. ``Op.SUBMIT.roles`` may send it."""
+
+    roles: frozenset[Role]
+    doc: str
+    hot: bool
+
+    def __new__(cls, number: int, roles: str, doc: str, hot: bool = False) -> Op:
+        if not roles:
+            raise TypeError(f"opcode {number} says nobody may send it")
+        member = int.__new__(cls, number)
+        member._value_ = number
+        member.roles = frozenset(Role(role) for role in roles.split())
+        member.doc = doc
+        member.hot = hot
+        return member
+
+    # opening
+    HELLO = 0x01, "stranger", "First frame of a connection: versions, nonce, which token the peer holds."
+    CHALLENGE = 0x02, "master", "Answer to HELLO: the master's nonce and its proof that it knows that token."
+    PROOF = 0x03, "stranger", "The peer's proof. From here on its role is that of the token."
+    WELCOME = 0x04, "master", "The connection is open: who the master is and its limits."
+    ERROR = 0x05, "stranger client worker master", "A typed error; with a request id it is the answer to that request."
+
+    # clients
+    SUBMIT = 0x10, "client", "Admit a graph, all or nothing; may ask to be told the outcome (watch)."
+    ACCEPTED = 0x11, "master", "Answer to SUBMIT, CANCEL and RETRY: it is durable."
+    WATCH = 0x12, "client", "Tell me how a run or task goes, until it is final."
+    UPDATE = 0x13, "master", "Answer to WATCH; more follow until the run is final."
+    LIST = 0x14, "client", "One page of runs, tasks or workers."
+    LISTED = 0x15, "master", "Answer to LIST."
+    SHOW = 0x16, "client", "One run with a page of its tasks."
+    SHOWN = 0x17, "master", "Answer to SHOW."
+    EXPLAIN = 0x18, "client", "Why a task or run is where it is."
+    EXPLAINED = 0x19, "master", "Answer to EXPLAIN."
+    CANCEL = 0x1A, "client", "End a run, a task or an array member, and what depends on it."
+    RETRY = 0x1B, "client", "Open the next generation of what failed, died or was cancelled."
+    LOGS = 0x1C, "client", "The output of a task's attempt; with follow, until it ends."
+    LOGGED = 0x1D, "master", "Answer to LOGS: a piece of output."
+    STATS = 0x1E, "client", "The master's own figures."
+    STATED = 0x1F, "master", "Answer to STATS."
+
+    # blobs
+    BLOB_ASK = 0x20, "client worker", "Does the master hold the file with this address?"
+    BLOB_HELD = 0x21, "master", "Answer to BLOB_ASK and BLOB_PUT."
+    BLOB_PUT = 0x22, "client", "One piece of a file; the last one closes it and its address is checked."
+    BLOB_GET = 0x23, "worker client", "Read one piece of a file."
+    BLOB_PIECE = 0x24, "master", "Answer to BLOB_GET."
+
+    # workers
+    ATTACH = 0x30, "worker", "Here I am, and this is everything I hold."
+    VERDICT = 0x31, "master", "Answer to ATTACH: what to keep and what to kill."
+    SPEC = 0x32, "master", "What the tasks of one spec do; sent once before its first lot."
+    ASSIGN = 0x33, "master", "Lots to run.", True
+    STARTED = 0x34, "worker", "Attempts that began.", True
+    RESULT = 0x35, "worker", "Attempts that ended; the sequence of the frame is acknowledged.", True
+    ACK = 0x36, "master", "Every RESULT frame up to this sequence is durable.", True
+    RECALL = 0x37, "master", "Give back what has not started of these.", True
+    KILL = 0x38, "master", "End these attempts.", True
+    HEARTBEAT = 0x39, "worker master", "I am here (and how I am); the master echoes it.", True
+    OUTPUT = 0x3A, "worker", "A piece of an attempt's output."
+    GOODBYE = 0x3B, "worker", "I am draining: nothing new please. With nothing left: I am gone."
+    FORGET = 0x3C, "master", "A run is over: its working copy may go."
+
+
+def is_allowed(op: Op, role: Role) -> bool:
+    return role in op.roles

@@ -1,0 +1,84 @@
+"""The one door to the scheduler: events in, facts and commands out.
+
+scheduler.advance(now, wall)      the turn's clocks
+scheduler.handle(event)           for each thing that happened
+scheduler.place()                 once, for the whole batch
+facts, commands = scheduler.take()
+scheduler.next_deadline()         when to call again though nothing happened
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from titan_fast.scheduler import events as ev
+from titan_fast.scheduler import placement
+from titan_fast.scheduler.commands import Command
+from titan_fast.scheduler.facts import Fact
+from titan_fast.scheduler.reactions import runs, tasks, workers
+from titan_fast.scheduler.state import Outbox, State, Tuning
+
+REACTIONS: dict[type[ev.Event], Callable[[State, Any, Outbox], None]] = {
+    ev.RunSubmitted: runs.on_run_submitted,
+    ev.CancelRequested: runs.on_cancel_requested,
+    ev.RetryRequested: runs.on_retry_requested,
+    ev.WorkerAttached: workers.on_worker_attached,
+    ev.WorkerSuspected: workers.on_worker_suspected,
+    ev.WorkerRecovered: workers.on_worker_recovered,
+    ev.WorkerLost: workers.on_worker_lost,
+    ev.WorkerDraining: workers.on_worker_draining,
+    ev.WorkerLeft: workers.on_worker_left,
+    ev.AttemptsStarted: tasks.on_attempts_started,
+    ev.AttemptsFinished: tasks.on_attempts_finished,
+    ev.StopRequested: workers.on_stop_requested,
+}
+
+ALARMS: dict[str, Callable[..., None]] = {
+    "due": tasks.delay_is_over,
+    "unpin": placement.unpin,
+    "forget_worker": workers.forget_worker,
+    "balance": placement.balance_is_due,
+    "copies": tasks.copies_are_due,
+}
+"""What each kind of timer key does when it is due."""
+
+
+class Scheduler:
+    """The scheduler as a value. Deterministic: equal events at equal times with an equal seed give equal output."""
+
+    def __init__(self, epoch: int = 1, seed: int = 0, tuning: Tuning | None = None) -> None:
+        self.state = State(epoch, random.Random(seed), tuning or Tuning())
+        self._out = Outbox()
+
+    def advance(self, now: float, wall: float) -> None:
+        """Set the clocks (seconds; ``now`` never runs backwards) and let what is due happen."""
+        state = self.state
+        state.now = max(state.now, now)
+        state.wall = wall
+        for key in state.timers.due(state.now):
+            assert isinstance(key, tuple)
+            ALARMS[key[0]](state, self._out, *key[1:])
+
+    def handle(self, event: ev.Event) -> None:
+        REACTIONS[type(event)](self.state, event, self._out)
+
+    def place(self) -> None:
+        """Assign what can be assigned; does nothing unless something since the last turn asks for it."""
+        state = self.state
+        if not state.needs_placement:
+            return
+        state.needs_placement = False
+        if state.homeless:
+            for run, index in placement.adopt_homeless(state):
+                tasks.give_up(state, run, index, "affinity: its worker is gone", self._out)
+        placement.place(state, self._out)
+
+    def take(self) -> tuple[list[Fact], list[Command]]:
+        """Facts and commands since the last call, each in order."""
+        return self._out.take()
+
+    def next_deadline(self) -> float | None:
+        """When something becomes due by itself, on the clock of ``now``."""
+        return self.state.timers.next()

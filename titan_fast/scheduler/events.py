@@ -1,0 +1,134 @@
+"""What may happen: everything that goes into the core. A frame of many results is one event of columns.
+
+``ticket`` is the shell's name for whoever asked; the core hands it back in `commands.Answer` or `commands.Refuse`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from titan_fast.model.spec import GraphSpec
+
+
+class Event(msgspec.Struct, frozen=True, gc=False):
+    """The root of all events."""
+
+
+class RunSubmitted(Event, frozen=True):
+    ticket: int
+    graph: GraphSpec
+    payloads: tuple[bytes, ...] = ()
+
+
+class CancelRequested(Event, frozen=True):
+    """Cancel a run, a spec of it, or one member (index counted in the spec)."""
+
+    ticket: int
+    run: int
+    task: str | None = None
+    member: int | None = None
+
+
+class RetryRequested(Event, frozen=True):
+    ticket: int
+    run: int
+    task: str | None = None
+    member: int | None = None
+
+
+class HeldAttempt(msgspec.Struct, frozen=True):
+    """One line of a worker's inventory."""
+
+    run: int
+    index: int
+    generation: int
+    fence: int
+    started: bool
+
+
+class WorkerAttached(Event, frozen=True):
+    """A worker connected and told everything it holds. ``nonce`` is new at each start of its agent."""
+
+    ticket: int
+    worker: str
+    name: str
+    nonce: str
+    capabilities: tuple[str, ...]
+    slots: int
+    permanent: bool
+    inventory: tuple[HeldAttempt, ...] = ()
+
+
+class WorkerSuspected(Event, frozen=True):
+    """Silent, or its connection closed: it keeps what it has and gets nothing new."""
+
+    worker: str
+
+
+class WorkerRecovered(Event, frozen=True):
+    """A suspect was heard again on the same connection."""
+
+    worker: str
+
+
+class WorkerLost(Event, frozen=True):
+    """Silent for too long: what it held runs elsewhere."""
+
+    worker: str
+
+
+class WorkerDraining(Event, frozen=True):
+    """It wants to go: nothing new for it, what it holds may finish."""
+
+    worker: str
+
+
+class WorkerLeft(Event, frozen=True):
+    """It said goodbye and holds nothing any more."""
+
+    worker: str
+
+
+class AttemptsStarted(Event, frozen=True):
+    worker: str
+    run: list[int]
+    index: list[int]
+    generation: list[int]
+    fence: list[int]
+    pid: list[int]
+    started: list[int]
+
+
+class AttemptsFinished(Event, frozen=True):
+    """Columns of a RESULT frame, in the order of its layout; ``results`` are the inline results."""
+
+    worker: str
+    run: list[int]
+    index: list[int]
+    generation: list[int]
+    ending: list[int]
+    fence: list[int]
+    code: list[int]
+    started: list[int]
+    duration: list[int]
+    results: list[bytes]
+
+
+class StopRequested(Event, frozen=True):
+    """The master is going down: place nothing more."""
+
+
+EVENTS = (
+    RunSubmitted,
+    CancelRequested,
+    RetryRequested,
+    WorkerAttached,
+    WorkerSuspected,
+    WorkerRecovered,
+    WorkerLost,
+    WorkerDraining,
+    WorkerLeft,
+    AttemptsStarted,
+    AttemptsFinished,
+    StopRequested,
+)

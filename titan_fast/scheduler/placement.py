@@ -1,0 +1,376 @@
+"""Which ready task goes to which worker: filter, rank, pick; once per turn for the whole batch.
+
+Filter: a view's workers serve the classes linked to it, only READY workers are in its heap. Rank: views with fewer
+capabilities first (so general tasks leave special workers free), in a view the least loaded worker. Pick: the ready
+queue's best stretch, as much of it as evens out the load. The cost is per lot, not per worker or per task waiting.
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+
+from titan_fast.scheduler.commands import Assign, Recall
+from titan_fast.scheduler.lifecycle import S, move
+from titan_fast.scheduler.state import RECALLING, WAITING, Lot, Outbox, Run, State, View, Worker
+
+UNKNOWN_COST = 1e9
+"""Seconds a task is taken to last before anybody measured one like it: nothing unknown is prefetched."""
+
+
+# ---------------------------------------------------------------- the books
+
+
+def load_changed(state: State, worker: Worker) -> None:
+    """A worker took or finished something, or became placeable: a new entry in its view's lazy heap."""
+    if worker.held > worker.slots:
+        state.overfull.add(worker.id)
+    else:
+        state.overfull.discard(worker.id)
+    if not worker.is_placeable or worker.alone is not None:
+        return
+    view = state.view_rows[worker.view]
+    heappush(view.heap, (worker.load, worker.attached_at, worker.id))
+    if len(view.heap) > 64 + 4 * len(view.workers):
+        view.heap = [
+            (other.load, other.attached_at, other.id)
+            for other in (state.workers[worker_id] for worker_id in view.workers)
+            if other.is_placeable and other.alone is None
+        ]
+        heapify(view.heap)
+
+
+def least_loaded(state: State, view: View) -> Worker | None:
+    """The view's least loaded worker that may be given work; stale heap entries go on the way."""
+    heap = view.heap
+    while heap:
+        load, _, worker_id = heap[0]
+        worker = state.workers.get(worker_id)
+        if worker is not None and worker.is_placeable and worker.alone is None and worker.load == load:
+            return worker
+        heappop(heap)
+    return None
+
+
+def measured(state: State, run: Run, spec: int, seconds: float) -> None:
+    """One more duration: the estimate follows slow tasks at once and fast ones slowly, so that a guess errs towards
+    not hoarding."""
+    key = run.cost_key(spec)
+    old = run.costs.get(key)
+    cost = seconds if old is None else max(seconds, 0.9 * old + 0.1 * seconds)
+    run.costs[key] = cost
+    options = run.options_of(spec)
+    state.queue.set_cost(options.cls, run.id, options.priority, max(cost, 1e-6))
+
+
+# ---------------------------------------------------------------- the turn
+
+
+def place(state: State, out: Outbox) -> None:
+    """Give out what can be given out now, then see whether something badly placed should come back."""
+    if state.stopping:
+        return
+    for worker_id in list(state.pinned):
+        _place_pins(state, state.workers[worker_id], out)
+    for row in state.view_order:
+        _place_view(state, row, out)
+    _balance(state, out)
+    _make_way(state, out)
+
+
+def _place_view(state: State, row: int, out: Outbox) -> None:
+    view, queue = state.view_rows[row], state.queue
+    while (best := queue.peek(row)) is not None:
+        worker = least_loaded(state, view)
+        if worker is None:
+            return
+        cls, run_id, _, spec, index = best
+        run = state.runs[run_id]
+        room = worker.slots - worker.held
+        if room > 0:
+            room = max(1, min(room, queue.ready(cls) // len(view.workers)))
+        else:
+            cost = run.costs.get(run.cost_key(spec), UNKNOWN_COST)
+            depth = min(int(worker.slots * state.tuning.prefetch / max(cost, 1e-9)), state.tuning.max_prefetch)
+            room += depth
+            if room <= 0 or run.crashes.get(index):
+                return
+        taken = queue.take(row, room)
+        if taken is None:
+            return
+        _, run_id, _, spec, first, count = taken
+        assign(state, worker, state.runs[run_id], spec, first, count, out)
+
+
+def assign(state: State, worker: Worker, run: Run, spec: int, first: int, count: int, out: Outbox) -> None:
+    """A stretch of tasks becomes lots at a worker: cut where generation or attempt number differ."""
+    move(state, run, first, count, S.ASSIGNED)
+    if run.status == "PENDING":
+        run.status, run.started_at = "RUNNING", state.wall
+    out.changed(run.id)
+    run.visited.add(worker.id)
+    at, end = first, first + count
+    if run.generation or run.attempts:
+        for index in range(first, end):
+            if index in run.generation or index in run.attempts:
+                if index > at:
+                    _make_lot(state, worker, run, spec, at, index - at, 0, 1, out)
+                attempt = run.attempts.get(index, 0) + 1
+                _make_lot(state, worker, run, spec, index, 1, run.generation.get(index, 0), attempt, out)
+                at = index + 1
+    if at < end:
+        _make_lot(state, worker, run, spec, at, end - at, 0, 1, out)
+    worker.held += count
+    load_changed(state, worker)
+
+
+def _make_lot(
+    state: State,
+    worker: Worker,
+    run: Run,
+    spec: int,
+    first: int,
+    count: int,
+    generation: int,
+    attempt: int,
+    out: Outbox,
+) -> None:
+    fence = state.next_fence(count)
+    priority = run.options_of(spec).priority
+    lot = Lot(run.id, spec, first, count, fence, worker.id, generation, attempt, priority, state.now)
+    worker.fences.append(fence)
+    worker.lots.append(lot)
+    run.lots[fence] = lot
+    out.command(Assign(worker.id, run.id, spec, first, count, generation, attempt, fence))
+
+
+# ---------------------------------------------------------------- recall
+
+
+def _balance(state: State, out: Outbox) -> None:
+    """Idle workers beside workers that hold what they have not started: fetch some of it back."""
+    if not state.overfull:
+        return
+    soonest: float | None = None
+    for row in state.view_order:
+        view = state.view_rows[row]
+        idle = least_loaded(state, view)
+        if idle is None or idle.held >= idle.slots:
+            continue
+        wanted = idle.slots - idle.held - state.recalling
+        for worker_id in sorted(state.overfull):
+            donor = state.workers[worker_id]
+            if wanted <= 0:
+                break
+            for lot in reversed(donor.lots):
+                spare = min(wanted, donor.held - donor.slots)
+                if spare <= 0:
+                    break
+                if not state.runs[lot.run].options_of(lot.spec).requires <= view.capabilities:
+                    continue
+                ripe = lot.assigned_at + state.tuning.recall_after
+                if ripe > state.now:
+                    soonest = ripe if soonest is None else min(soonest, ripe)
+                    continue
+                wanted -= _recall(state, donor, lot, spare, out)
+    if soonest is not None and (state.balance_timer is None or state.balance_timer[1] > soonest):
+        if state.balance_timer is not None:
+            state.timers.cancel(state.balance_timer[0])
+        state.balance_timer = (state.timers.add(soonest, ("balance",)), soonest)
+
+
+def _make_way(state: State, out: Outbox) -> None:
+    """A more urgent task waits while workers hold less urgent ones they have not started: those come back."""
+    if not state.overfull:
+        return
+    for row in state.view_order:
+        best = state.queue.peek(row)
+        if best is None:
+            continue
+        wanted = state.queue.ready(best[0]) - state.recalling
+        for worker_id in sorted(state.overfull & state.view_rows[row].workers):
+            donor = state.workers[worker_id]
+            for lot in reversed(donor.lots):
+                if wanted <= 0:
+                    return
+                if lot.priority < best[2]:
+                    wanted -= _recall(state, donor, lot, wanted, out)
+
+
+def _recall(state: State, donor: Worker, lot: Lot, limit: int, out: Outbox) -> int:
+    """Ask for up to ``limit`` unstarted members from the end of a lot; how many were asked for."""
+    end = lot.marks.rfind(WAITING) + 1
+    start = end
+    while start and end - start < limit and lot.marks[start - 1] == WAITING:
+        start -= 1
+    if start == end:
+        return 0
+    for member in range(start, end):
+        lot.marks[member] = RECALLING
+    state.recalling += end - start
+    out.command(Recall(donor.id, lot.run, lot.first + start, end - start, lot.fence + start))
+    return end - start
+
+
+# ---------------------------------------------------------------- one worker in particular
+
+
+def pin(state: State, run: Run, spec: int, index: int) -> None:
+    """A released task with an affinity: to the worker it names, to that worker's queue, or to everybody's."""
+    options = run.options_of(spec)
+    affinity = options.affinity
+    assert affinity is not None
+    worker = _wanted_worker(state, run, spec)
+    move_to = S.READY if worker is None and affinity.mode == "prefer" else S.PINNED
+    move(state, run, index, 1, move_to)
+    if move_to is S.READY:
+        state.queue.push_back(options.cls, run.id, options.priority, spec, index)
+        return
+    if worker is None:
+        state.homeless.append((run.id, index))
+        return
+    worker.pins.append((run.id, index))
+    state.pinned.add(worker.id)
+    if affinity.mode == "prefer":
+        run.due[index] = (state.timer(affinity.wait, ("unpin", run.id, index)), state.now + affinity.wait)
+
+
+def _wanted_worker(state: State, run: Run, spec: int) -> Worker | None:
+    """The READY worker an affinity points to. A key without one gets the least loaded that may serve the task."""
+    options = run.options_of(spec)
+    affinity = options.affinity
+    assert affinity is not None
+    if affinity.kind == "parent":
+        worker = state.workers.get(_parent_place(run, spec))
+    else:
+        worker = state.workers.get(state.keys.get(affinity.key, ""))
+        if worker is None or not worker.is_placeable:
+            candidates = [
+                found
+                for view in state.view_rows
+                if options.requires <= view.capabilities and (found := least_loaded(state, view)) is not None
+            ]
+            worker = min(candidates, key=lambda found: found.load, default=None)
+            if worker is not None:
+                state.keys[affinity.key] = worker.id
+    if worker is None or not worker.is_placeable or not options.requires <= worker.capabilities:
+        return None
+    return worker
+
+
+def pin_alone(state: State, run: Run, index: int) -> None:
+    """A task that crashed twice: the next attempt has a worker to itself, so that it takes nobody with it."""
+    move(state, run, index, 1, S.PINNED)
+    state.homeless.append((run.id, index))
+    state.needs_placement = True
+
+
+def adopt_homeless(state: State) -> list[tuple[int, int]]:
+    """Pinned tasks without a worker, against the workers there are now. Returns those that can never have theirs:
+    they require the worker of their parent, and it is gone."""
+    waiting, state.homeless = state.homeless, []
+    hopeless: list[tuple[int, int]] = []
+    for run_id, index in waiting:
+        run = state.runs[run_id]
+        if run.state[index] != S.PINNED:
+            continue
+        spec = run.spec_of(index)
+        options = run.options_of(spec)
+        if run.crashes.get(index, 0) >= 2:
+            free = [
+                worker
+                for worker in state.workers.values()
+                if worker.is_placeable and worker.alone is None and options.requires <= worker.capabilities
+            ]
+            if free:
+                worker = min(free, key=lambda found: found.load)
+                worker.alone = (run_id, index)
+                state.pinned.add(worker.id)
+                continue
+        elif (wanted := _wanted_worker(state, run, spec)) is not None:
+            wanted.pins.append((run_id, index))
+            state.pinned.add(wanted.id)
+            continue
+        elif _is_orphan(state, run, spec):
+            hopeless.append((run_id, index))
+            continue
+        state.homeless.append((run_id, index))
+    return hopeless
+
+
+def _is_orphan(state: State, run: Run, spec: int) -> bool:
+    affinity = run.options_of(spec).affinity
+    if affinity is None or affinity.kind != "parent":
+        return False
+    worker = state.workers.get(_parent_place(run, spec))
+    return worker is None or worker.state in ("LOST", "LEFT", "DRAINING")
+
+
+def _parent_place(run: Run, spec: int) -> str:
+    """The worker id of the parent (or the named one) that finished last; empty when no parent ran."""
+    affinity = run.options_of(spec).affinity
+    assert affinity is not None
+    parents = [run.find(affinity.key)] if affinity.key else list(run.parents_of(spec))
+    return next((run.places[place] for place in reversed(run.places) if place in parents), "")
+
+
+def _place_pins(state: State, worker: Worker, out: Outbox) -> None:
+    """What waits for this worker alone, as far as it has room."""
+    if worker.alone is not None:
+        run = state.runs[worker.alone[0]]
+        index = worker.alone[1]
+        if run.state[index] == S.PINNED and not worker.held:
+            assign(state, worker, run, run.spec_of(index), index, 1, out)
+        elif run.state[index] not in (S.PINNED, S.ASSIGNED, S.RUNNING, S.CANCELLING):
+            worker.alone = None
+            load_changed(state, worker)
+    while worker.pins and worker.alone is None and worker.is_placeable and worker.held < worker.slots:
+        run_id, index = worker.pins.popleft()
+        run = state.runs[run_id]
+        if run.state[index] != S.PINNED:
+            continue
+        if (due := run.due.pop(index, None)) is not None:
+            state.timers.cancel(due[0])
+        assign(state, worker, run, run.spec_of(index), index, 1, out)
+    if not worker.pins and worker.alone is None:
+        state.pinned.discard(worker.id)
+
+
+def unpin(state: State, out: Outbox | None, run_id: int, index: int) -> None:
+    """The wait for the preferred worker is over: anybody may have it."""
+    run = state.runs.get(run_id)
+    if run is None or run.state[index] != S.PINNED:
+        return
+    run.due.pop(index, None)
+    spec = run.spec_of(index)
+    options = run.options_of(spec)
+    move(state, run, index, 1, S.READY)
+    state.queue.push_back(options.cls, run.id, options.priority, spec, index)
+    state.needs_placement = True
+
+
+def unpin_all(state: State, worker: Worker) -> None:
+    """The worker takes nothing more: who preferred it goes to everybody, who requires it waits for its return."""
+    if worker.alone is not None:
+        run = state.runs[worker.alone[0]]
+        if run.state[worker.alone[1]] == S.PINNED:
+            state.homeless.append(worker.alone)
+            worker.alone = None
+    pins, worker.pins = list(worker.pins), type(worker.pins)()
+    state.pinned.discard(worker.id)
+    for run_id, index in pins:
+        run = state.runs[run_id]
+        if run.state[index] != S.PINNED:
+            continue
+        affinity = run.options_of(run.spec_of(index)).affinity
+        if affinity is not None and affinity.mode == "require":
+            state.homeless.append((run_id, index))
+        else:
+            if (due := run.due.pop(index, None)) is not None:
+                state.timers.cancel(due[0])
+            unpin(state, None, run_id, index)
+    state.needs_placement = True
+
+
+def balance_is_due(state: State, out: Outbox) -> None:
+    state.balance_timer = None
+    state.needs_placement = True

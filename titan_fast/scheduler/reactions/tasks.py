@@ -1,0 +1,423 @@
+"""What happens to tasks: release, start, end, and what their end means for their children and their run.
+
+Cascades (a failure that skips a million descendants, a chain a hundred thousand deep) are worklists, never recursion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from titan_fast.ids import Ending
+from titan_fast.scheduler import placement
+from titan_fast.scheduler.commands import ForgetRun
+from titan_fast.scheduler.events import AttemptsFinished, AttemptsStarted
+from titan_fast.scheduler.facts import RunEnded, TasksSettled
+from titan_fast.scheduler.lifecycle import PUBLIC, TaskState, move
+from titan_fast.scheduler.retry import backoff, is_retryable
+from titan_fast.scheduler.sabotage import PARENTS_COUNTED_ONCE
+from titan_fast.scheduler.state import (
+    BAD,
+    CANCELLED,
+    DONE,
+    OK,
+    RECALLING,
+    STARTED,
+    UNWANTED,
+    UPSTREAM,
+    WAITING,
+    Lot,
+    Outbox,
+    Run,
+    State,
+    Worker,
+)
+
+S = TaskState
+
+MAX_NOTE = 500
+"""Characters of a worker's own words kept as a reason."""
+
+OUTCOME_BIT = {S.COMPLETED: OK, S.FAILED: BAD, S.DEAD: BAD, S.CANCELLED: CANCELLED}
+
+
+# ---------------------------------------------------------------- release
+
+
+def release(state: State, run: Run, spec: int, first: int, count: int) -> None:
+    """Parents are done: wait out the delay, or become ready."""
+    options = run.options_of(spec)
+    if options.delay > 0:
+        wait(state, run, first, count, options.delay)
+    else:
+        make_ready(state, run, spec, first, count)
+
+
+def wait(state: State, run: Run, first: int, count: int, seconds: float) -> None:
+    """DELAYED until a timer; nothing else is held meanwhile."""
+    move(state, run, first, count, S.DELAYED)
+    handle = state.timer(seconds, ("due", run.id, first, count))
+    run.due[first] = (handle, state.now + seconds)
+
+
+def delay_is_over(state: State, out: Outbox, run_id: int, first: int, count: int) -> None:
+    """A delay or backoff ended. Members cancelled meanwhile are passed over."""
+    run = state.runs.get(run_id)
+    if run is None:
+        return
+    run.due.pop(first, None)
+    spec = run.spec_of(first)
+    for task_state, start, length in run.stretches(first, count):
+        if task_state is S.DELAYED:
+            make_ready(state, run, spec, start, length)
+
+
+def make_ready(state: State, run: Run, spec: int, first: int, count: int) -> None:
+    """Into the ready queue, or to the one worker that affinity names."""
+    options = run.options_of(spec)
+    state.needs_placement = True
+    if options.affinity is not None:
+        for index in range(first, first + count):
+            placement.pin(state, run, spec, index)
+        return
+    move(state, run, first, count, S.READY)
+    state.queue.push(options.cls, run.id, options.priority, spec, first, count)
+
+
+def come_back(state: State, run: Run, spec: int, index: int) -> None:
+    """A task that was out is ready again, before its younger siblings; alone after its second crash."""
+    state.needs_placement = True
+    if run.crashes.get(index, 0) >= 2:
+        placement.pin_alone(state, run, index)
+        return
+    options = run.options_of(spec)
+    if options.affinity is not None:
+        placement.pin(state, run, spec, index)
+        return
+    move(state, run, index, 1, S.READY)
+    state.queue.push_back(options.cls, run.id, options.priority, spec, index)
+
+
+# ---------------------------------------------------------------- at the worker
+
+
+def on_attempts_started(state: State, event: AttemptsStarted, out: Outbox) -> None:
+    worker = state.workers.get(event.worker)
+    if worker is None:
+        return
+    for run_id, index, fence, started in zip(event.run, event.index, event.fence, event.started, strict=True):
+        lot = worker.find_lot(fence)
+        if lot is None or lot.run != run_id or lot.first + fence - lot.fence != index:
+            continue
+        member = fence - lot.fence
+        if lot.marks[member] not in (WAITING, RECALLING):
+            continue
+        if lot.marks[member] == RECALLING:
+            state.recalling -= 1
+        lot.marks[member] = STARTED
+        lot.started[member] = started
+        worker.running += 1
+        run = state.runs[run_id]
+        if run.state[index] == S.ASSIGNED:
+            move(state, run, index, 1, S.RUNNING)
+            out.changed(run_id)
+
+
+def on_attempts_finished(state: State, event: AttemptsFinished, out: Outbox) -> None:
+    """A frame of results. What does not match an open attempt is stale (fenced out) and changes nothing."""
+    worker = state.workers.get(event.worker)
+    if worker is None:
+        return
+    for row, fence in enumerate(event.fence):
+        lot = worker.find_lot(fence)
+        member = fence - lot.fence if lot is not None else 0
+        index = event.index[row]
+        if lot is None or lot.marks[member] == DONE or lot.run != event.run[row] or lot.first + member != index:
+            continue
+        ending = Ending(event.ending[row])
+        run = state.runs[lot.run]
+        close(state, worker, run, lot, member)
+        if ending in (Ending.RECALLED, Ending.DROPPED) and run.state[index] != S.CANCELLING:
+            _record(state, run, lot, index, fence, "PENDING", "recalled", 0, 0, 0, b"", out)
+            come_back(state, run, lot.spec, index)
+        else:
+            _judge(
+                state,
+                run,
+                lot,
+                index,
+                fence,
+                ending,
+                event.code[row],
+                event.started[row],
+                event.duration[row],
+                event.results[row],
+                out,
+            )
+        out.changed(run.id)
+    state.needs_placement = True
+
+
+def close(state: State, worker: Worker, run: Run, lot: Lot, member: int) -> None:
+    """One member of a lot is over, one way or another: the books of lot and worker."""
+    if lot.marks[member] == STARTED:
+        worker.running -= 1
+        lot.started.pop(member, None)
+    elif lot.marks[member] == RECALLING:
+        state.recalling -= 1
+    lot.marks[member] = DONE
+    lot.open -= 1
+    worker.held -= 1
+    placement.load_changed(state, worker)
+    if not lot.open:
+        at = worker.fences.index(lot.fence)
+        del worker.fences[at], worker.lots[at]
+        del run.lots[lot.fence]
+    if worker.alone is not None and worker.alone == (run.id, lot.first + member):
+        worker.alone = None
+        placement.load_changed(state, worker)
+
+
+def _judge(
+    state: State,
+    run: Run,
+    lot: Lot,
+    index: int,
+    fence: int,
+    ending: Ending,
+    code: int,
+    started: int,
+    duration: int,
+    result: bytes,
+    out: Outbox,
+) -> None:
+    """What an attempt's end makes of its task."""
+    spec = lot.spec
+    if run.state[index] == S.CANCELLING:
+        to, reason = S.CANCELLED, "cancelled"
+    elif ending is Ending.EXIT and code == 0:
+        to, reason = S.COMPLETED, "exit:0"
+        placement.measured(state, run, spec, duration / 1e6)
+        if run.tracks_places:
+            run.places.pop(spec, None)  # the last one finished stands last
+            run.places[spec] = lot.worker
+        if result:
+            run.results[index] = result
+    else:
+        reason = _reason(ending, code, result)
+        failures = run.failures[index] = run.failures.get(index, 0) + 1
+        options = run.options_of(spec)
+        if is_retryable(options.retry, failures, ending, code):
+            run.reasons[index] = f"backoff after {reason}"
+            _record(state, run, lot, index, fence, "PENDING", reason, code, started, duration, b"", out)
+            wait(state, run, index, 1, backoff(options.retry, failures, state.rng))
+            return
+        to = S.FAILED
+    if reason != "exit:0":
+        run.reasons[index] = reason
+    elif run.reasons:
+        run.reasons.pop(index, None)
+    move(state, run, index, 1, to)
+    _record(state, run, lot, index, fence, PUBLIC[to], reason, code, started, duration, result, out)
+    member_is_final(state, run, spec, to, 1, out)
+
+
+def _reason(ending: Ending, code: int, note: bytes) -> str:
+    if ending is Ending.EXIT:
+        return f"exit:{code}"
+    if ending is Ending.SIGNAL:
+        return f"signal:{code}"
+    if ending is Ending.TIMEOUT:
+        return "timeout"
+    if ending is Ending.NOT_STARTED:
+        return f"not_started: {note.decode('utf-8', 'replace')[:MAX_NOTE]}"
+    return "killed"
+
+
+def _record(
+    state: State,
+    run: Run,
+    lot: Lot,
+    index: int,
+    fence: int,
+    public: str,
+    reason: str,
+    code: int,
+    started: int,
+    duration: int,
+    result: bytes,
+    out: Outbox,
+) -> None:
+    if public != "COMPLETED":
+        run.attempts[index] = lot.attempt
+    batch = out.ended(state.wall, run.id)
+    batch.index.append(index)
+    batch.generation.append(lot.generation)
+    batch.attempt.append(lot.attempt)
+    batch.fence.append(fence)
+    batch.worker.append(state.workers[lot.worker].name)
+    batch.state.append(public)
+    batch.reason.append(reason)
+    batch.code.append(code)
+    batch.started.append(started)
+    batch.duration.append(duration)
+    batch.result.append(result)
+
+
+def attempt_lost(state: State, worker: Worker, run: Run, lot: Lot, member: int, crashed: bool, out: Outbox) -> None:
+    """Its worker is gone, or never got it (``crashed`` False): run it elsewhere, unless it keeps killing workers."""
+    index, fence = lot.first + member, lot.fence + member
+    started = lot.started.get(member, 0)
+    close(state, worker, run, lot, member)
+    out.changed(run.id)
+    if run.state[index] == S.CANCELLING:
+        run.reasons[index] = "unverified"
+        move(state, run, index, 1, S.CANCELLED)
+        _record(state, run, lot, index, fence, "CANCELLED", "unverified", 0, started, 0, b"", out)
+        member_is_final(state, run, lot.spec, S.CANCELLED, 1, out)
+        return
+    if crashed:
+        crashes = run.crashes[index] = run.crashes.get(index, 0) + 1
+        if crashes >= state.tuning.crash_limit:
+            run.reasons[index] = "worker_lost"
+            move(state, run, index, 1, S.DEAD)
+            _record(state, run, lot, index, fence, "DEAD", "worker_lost", 0, started, 0, b"", out)
+            member_is_final(state, run, lot.spec, S.DEAD, 1, out)
+            return
+    reason = "worker_lost" if crashed else "absent"
+    _record(state, run, lot, index, fence, "PENDING", reason, 0, started, 0, b"", out)
+    come_back(state, run, lot.spec, index)
+
+
+# ---------------------------------------------------------------- what an end means
+
+
+def member_is_final(state: State, run: Run, spec: int, to: TaskState, count: int, out: Outbox) -> None:
+    """Members of a spec ended in one state; when they were its last, its children are judged."""
+    run.outcome[spec] |= OUTCOME_BIT[to]
+    run.open[spec] -= count
+    if not run.open[spec]:
+        settle(state, run, [spec], out)
+
+
+def settle(state: State, run: Run, finished: list[int], out: Outbox) -> None:
+    """Specs with no open member left: count them off their children, and so on down; then look at the run."""
+    sabotaged = PARENTS_COUNTED_ONCE in state.tuning.sabotage
+    for spec in finished:  # grows while we walk it
+        for child in run.children_of(spec):
+            if not run.unmet[child] or not run.open[child]:
+                continue
+            if sabotaged and run.unmet[child] < len(run.parents_of(child)):
+                continue
+            run.unmet[child] -= 1
+            if not run.unmet[child] and not decide(state, run, child, out):
+                finished.append(child)
+    if not run.unfinished:
+        end_run(state, run, out)
+
+
+def decide(state: State, run: Run, spec: int, out: Outbox) -> bool:
+    """All parents of a spec are final: release what of it is BLOCKED, or skip or cancel it. False when that ended it.
+
+    A parent that was skipped because nobody wanted it (its own ``when`` did not hold) counts for nothing; one that
+    was skipped because of a failure above passes the failure's shadow on.
+    """
+    bits = 0
+    for parent in run.parents_of(spec):
+        bits |= judged(run.outcome[parent])
+    when = run.options_of(spec).when
+    blocked = [
+        (first, count) for of, first, count in run.stretches(run.first[spec], run.count[spec]) if of is S.BLOCKED
+    ]
+    has_parents = run.parents_at[spec] != run.parents_at[spec + 1]
+    if bits & CANCELLED:
+        to, reason, bit = S.CANCELLED, "upstream_cancelled", CANCELLED
+    elif when == "success" and bits & (BAD | UPSTREAM):
+        to, reason, bit = S.SKIPPED, "upstream_failed", UPSTREAM
+    elif (
+        when == "always" or (when == "failure" and bits & BAD) or (when == "success" and (bits & OK or not has_parents))
+    ):
+        for first, count in blocked:
+            release(state, run, spec, first, count)
+        return True
+    else:
+        to, reason, bit = S.SKIPPED, "when", UNWANTED
+    for first, count in blocked:
+        settle_members(state, run, spec, first, count, to, reason, bit, out)
+    return not blocked or bool(run.open[spec])
+
+
+def judged(outcome: int) -> int:
+    """A spec's one verdict for its children, from the bits of its members: the worst of them."""
+    for bit in (BAD, CANCELLED, UPSTREAM, OK):
+        if outcome & bit:
+            return bit
+    return UNWANTED
+
+
+def settle_members(
+    state: State, run: Run, spec: int, first: int, count: int, to: TaskState, reason: str, bit: int, out: Outbox
+) -> None:
+    """BLOCKED members end without an attempt."""
+    move(state, run, first, count, to)
+    note(run, first, count, reason)
+    run.outcome[spec] |= bit
+    run.open[spec] -= count
+    out.fact(TasksSettled(state.wall, run.id, first, count, PUBLIC[to], reason))
+    out.changed(run.id)
+
+
+def note(run: Run, first: int, count: int, reason: str) -> None:
+    """Why these tasks ended without an attempt: one entry for a stretch, however long."""
+    run.stretch_reasons.append((first, count, reason))
+
+
+def give_up(state: State, run_id: int, index: int, reason: str, out: Outbox) -> None:
+    """A pinned task whose worker cannot come back fails with that reason."""
+    run = state.runs[run_id]
+    spec = run.spec_of(index)
+    move(state, run, index, 1, S.FAILED)
+    run.reasons[index] = reason
+    out.fact(TasksSettled(state.wall, run.id, index, 1, "FAILED", reason))
+    out.changed(run.id)
+    member_is_final(state, run, spec, S.FAILED, 1, out)
+
+
+def end_run(state: State, run: Run, out: Outbox) -> None:
+    counts = run.counts
+    if counts[S.FAILED] or counts[S.DEAD]:
+        run.status = "FAILED"
+    elif run.cancelled or counts[S.CANCELLED]:
+        run.status = "CANCELLED"
+    else:
+        run.status = "COMPLETED"
+    run.finished_at = state.wall
+    state.queue.forget_run(run.id)
+    out.fact(RunEnded(state.wall, run.id, run.status, run_reason(run)))
+    out.changed(run.id)
+    state.timer(state.tuning.keep_copies, ("copies", run.id, run.finished_at))
+
+
+def copies_are_due(state: State, out: Outbox, run_id: int, finished_at: float) -> None:
+    """A run ended long ago and nobody retried it: its working copies may go."""
+    run = state.runs.get(run_id)
+    if run is not None and run.is_final and run.finished_at == finished_at:
+        out.command(ForgetRun(run.id, tuple(sorted(run.visited))))
+        run.visited.clear()
+
+
+def run_reason(run: Run) -> str:
+    """One word on why a finished run is what it is."""
+    if run.status == "FAILED":
+        bad = run.counts[S.FAILED] + run.counts[S.DEAD]
+        return f"{bad} of {len(run.state)} tasks failed"
+    if run.status == "CANCELLED":
+        return "cancelled"
+    return ""
+
+
+def open_members(lots: Iterable[Lot]) -> Iterable[tuple[Lot, int]]:
+    """(lot, member) of everything unfinished in these lots, oldest fence first."""
+    for lot in lots:
+        for member, mark in enumerate(bytes(lot.marks)):
+            if mark != DONE:
+                yield lot, member

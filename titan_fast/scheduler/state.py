@@ -1,0 +1,446 @@
+"""All tables of the core. They hold ids, not pointers back, so there are no cycles and the collector may rest.
+
+A run is columns: one row per spec, one byte per task, and small dictionaries for the few tasks that have something
+to say (a failure, a retry, another generation). In-flight work is one `Lot` per stretch.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from array import array
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Hashable, Iterator
+
+import msgspec
+
+from titan_fast._accel import ReadyQueue, Timers
+from titan_fast.ids import make_fence
+from titan_fast.model.spec import Affinity, Retry
+from titan_fast.scheduler.commands import Command, RunChanged
+from titan_fast.scheduler.facts import AttemptsEnded, Fact
+from titan_fast.scheduler.lifecycle import N_STATES, TaskState
+
+_STRETCH = re.compile(rb"(.)\1*", re.DOTALL)
+
+# Marks of a lot's members.
+WAITING, STARTED, RECALLING, DONE = 0, 1, 2, 3
+
+# Bits of a spec's outcome, gathered from its members.
+OK, BAD, CANCELLED, UPSTREAM, UNWANTED = 1, 2, 4, 8, 16
+
+
+class Tuning(msgspec.Struct, frozen=True):
+    """The core's settings; the names are those of the ``scheduler`` section of the configuration."""
+
+    crash_limit: int = 5
+    prefetch: float = 0.02
+    """Seconds of work a worker may hold beyond its slots."""
+    max_prefetch: int = 4096
+    recall_after: float = 0.02
+    """Seconds an assignment may wait at a busy worker before an idle one is given it."""
+    keep_copies: float = 3600.0
+    """Seconds workers keep the working copy of a finished run, for a retry."""
+    sabotage: frozenset[str] = frozenset()
+    """Faults built in on purpose, by name, to see a test go red (`scheduler.sabotage`)."""
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What a spec asks of the scheduler; equal ones are one object."""
+
+    cls: int
+    requires: frozenset[str]
+    priority: int
+    delay: float
+    retry: Retry
+    when: str
+    affinity: Affinity | None
+
+
+class Run:
+    """One execution of a graph.
+
+    Per spec (row ``s``): names[s], first[s], count[s], option[s], unmet[s] (parents not finished), open[s] (members
+    not final), outcome[s] (bits), works[s] (the encoded work). Edges are rows of ``parents`` / ``children`` between
+    ``*_at[s]`` and ``*_at[s + 1]``. Per task: one byte of ``state``.
+    """
+
+    __slots__ = (
+        "arrays",
+        "attempts",
+        "cancelled",
+        "children",
+        "children_at",
+        "costs",
+        "count",
+        "counts",
+        "crashes",
+        "due",
+        "env",
+        "failures",
+        "finished_at",
+        "first",
+        "floor",
+        "generation",
+        "id",
+        "lots",
+        "name",
+        "names",
+        "open",
+        "option",
+        "options",
+        "outcome",
+        "parents",
+        "parents_at",
+        "payloads",
+        "places",
+        "project",
+        "reasons",
+        "results",
+        "started_at",
+        "state",
+        "status",
+        "stretch_reasons",
+        "submitted_at",
+        "tracks_places",
+        "unmet",
+        "visited",
+        "works",
+    )
+
+    def __init__(self, run_id: int, name: str, submitted_at: float, floor: int) -> None:
+        self.id = run_id
+        self.name = name
+        self.status = "PENDING"
+        self.submitted_at = submitted_at
+        self.started_at = 0.0
+        self.finished_at = 0.0
+        self.floor = floor
+        self.cancelled = False
+        self.env: dict[str, str] = {}
+        self.project = ""
+        # columns by spec
+        self.names: list[str] = []
+        self.first = array("I")
+        self.count = array("I")
+        self.option = array("I")
+        self.options: list[Options] = []
+        self.unmet = array("I")
+        self.open = array("I")
+        self.outcome = bytearray()
+        self.works: list[bytes] = []
+        self.parents_at = array("I", [0])
+        self.parents = array("I")
+        self.children_at = array("I", [0])
+        self.children = array("I")
+        self.arrays: set[int] = set()
+        self.payloads: dict[int, bytes] = {}
+        # columns by task
+        self.state = bytearray()
+        self.counts = [0] * N_STATES
+        # tasks with something to say, by index
+        self.generation: dict[int, int] = {}
+        self.attempts: dict[int, int] = {}
+        self.failures: dict[int, int] = {}
+        self.crashes: dict[int, int] = {}
+        self.reasons: dict[int, str] = {}
+        self.stretch_reasons: list[tuple[int, int, str]] = []
+        self.due: dict[int, tuple[int, float]] = {}
+        self.results: dict[int, bytes] = {}
+        # expected seconds, by spec for arrays and by option (negative) for named tasks
+        self.costs: dict[int, float] = {}
+        self.lots: dict[int, Lot] = {}
+        self.tracks_places = False
+        self.places: dict[int, str] = {}
+        self.visited: set[str] = set()
+
+    def spec_of(self, index: int) -> int:
+        """The row of the spec a task belongs to."""
+        return bisect_right(self.first, index) - 1 if len(self.first) != len(self.state) else index
+
+    def label(self, index: int) -> str:
+        """The task's name within the run: ``extract`` or ``square[417]``."""
+        spec = self.spec_of(index)
+        name = self.names[spec]
+        return f"{name}[{index - self.first[spec]}]" if spec in self.arrays else name
+
+    def find(self, name: str) -> int | None:
+        try:
+            return self.names.index(name)
+        except ValueError:
+            return None
+
+    def parents_of(self, spec: int) -> array[int]:
+        return self.parents[self.parents_at[spec] : self.parents_at[spec + 1]]
+
+    def children_of(self, spec: int) -> array[int]:
+        return self.children[self.children_at[spec] : self.children_at[spec + 1]]
+
+    def options_of(self, spec: int) -> Options:
+        return self.options[self.option[spec]]
+
+    def stretches(self, first: int, count: int) -> Iterator[tuple[TaskState, int, int]]:
+        """(state, first, count) of each uniform stretch; a snapshot, so the caller may move tasks meanwhile."""
+        column = bytes(self.state[first : first + count])
+        for match in _STRETCH.finditer(column):
+            yield TaskState(column[match.start()]), first + match.start(), match.end() - match.start()
+
+    def reason_of(self, index: int) -> str:
+        """Why the task is what it is, where that was written down."""
+        own = self.reasons.get(index)
+        if own is not None:
+            return own
+        if self.state[index] in (TaskState.SKIPPED, TaskState.CANCELLED):
+            for first, count, reason in reversed(self.stretch_reasons):
+                if first <= index < first + count:
+                    return reason
+        return ""
+
+    def cost_key(self, spec: int) -> int:
+        return spec if spec in self.arrays else -1 - self.option[spec]
+
+    def payload_slice(self, spec: int, member: int, count: int) -> bytes:
+        """The payloads of consecutive members: (count + 1) offsets as stored, then the bytes they cut."""
+        blob = self.payloads.get(spec)
+        if blob is None:
+            return b""
+        base = 4 * (self.count[spec] + 1)
+        offsets = blob[4 * member : 4 * (member + count + 1)]
+        start = int.from_bytes(offsets[:4], "big")
+        end = int.from_bytes(offsets[-4:], "big")
+        return offsets + blob[base + start : base + end]
+
+    @property
+    def is_final(self) -> bool:
+        return self.status in ("COMPLETED", "FAILED", "CANCELLED")
+
+    @property
+    def unfinished(self) -> int:
+        return sum(self.counts[: TaskState.COMPLETED])
+
+
+class Lot:
+    """Consecutive tasks of one spec at one worker, with consecutive fences."""
+
+    __slots__ = (
+        "assigned_at",
+        "attempt",
+        "count",
+        "fence",
+        "first",
+        "generation",
+        "marks",
+        "open",
+        "priority",
+        "run",
+        "spec",
+        "started",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        run: int,
+        spec: int,
+        first: int,
+        count: int,
+        fence: int,
+        worker: str,
+        generation: int,
+        attempt: int,
+        priority: int,
+        assigned_at: float,
+    ) -> None:
+        self.run = run
+        self.spec = spec
+        self.first = first
+        self.count = count
+        self.fence = fence
+        self.worker = worker
+        self.generation = generation
+        self.attempt = attempt
+        self.priority = priority
+        self.assigned_at = assigned_at
+        self.open = count
+        self.marks = bytearray(count)
+        self.started: dict[int, int] = {}
+
+
+class Worker:
+    """A registered worker. ``held`` counts its unfinished attempts, ``running`` those it said it started."""
+
+    __slots__ = (
+        "alone",
+        "attached_at",
+        "capabilities",
+        "connected",
+        "fences",
+        "gone_at",
+        "held",
+        "id",
+        "lots",
+        "name",
+        "nonce",
+        "permanent",
+        "pins",
+        "running",
+        "slots",
+        "state",
+        "view",
+    )
+
+    def __init__(self, worker_id: str, name: str, nonce: str, capabilities: frozenset[str], slots: int) -> None:
+        self.id = worker_id
+        self.name = name
+        self.nonce = nonce
+        self.capabilities = capabilities
+        self.slots = slots
+        self.permanent = True
+        self.state = "READY"
+        self.view = -1
+        self.held = 0
+        self.running = 0
+        self.fences: list[int] = []
+        self.lots: list[Lot] = []
+        self.pins: deque[tuple[int, int]] = deque()
+        """(run, index) of tasks that wait for this worker, first come first served."""
+        self.alone: tuple[int, int] | None = None
+        """The (run, index) that must run here with nothing beside it."""
+        self.attached_at = 0.0
+        self.gone_at = 0.0
+
+    def find_lot(self, fence: int) -> Lot | None:
+        at = bisect_right(self.fences, fence) - 1
+        if at < 0:
+            return None
+        lot = self.lots[at]
+        return lot if fence < lot.fence + lot.count else None
+
+    @property
+    def load(self) -> float:
+        return self.held / self.slots
+
+    @property
+    def is_placeable(self) -> bool:
+        return self.state == "READY"
+
+
+class View:
+    """The workers with one set of capabilities: which classes they may serve is the queue's knowledge.
+
+    ``heap`` is a lazy heap of (load, order of arrival, worker id): an entry counts only when its load is the worker's
+    load now.
+    """
+
+    __slots__ = ("capabilities", "heap", "workers")
+
+    def __init__(self, capabilities: frozenset[str]) -> None:
+        self.capabilities = capabilities
+        self.heap: list[tuple[float, float, str]] = []
+        self.workers: set[str] = set()
+
+
+class Outbox:
+    """What the core has to say since it was last asked: facts in order, commands in order."""
+
+    __slots__ = ("_changed", "_ended", "commands", "facts")
+
+    def __init__(self) -> None:
+        self.facts: list[Fact] = []
+        self.commands: list[Command] = []
+        self._changed: set[int] = set()
+        self._ended: dict[int, AttemptsEnded] = {}
+
+    def fact(self, fact: Fact) -> None:
+        self._ended.clear()
+        self.facts.append(fact)
+
+    def command(self, command: Command) -> None:
+        self.commands.append(command)
+
+    def changed(self, run: int) -> None:
+        self._changed.add(run)
+
+    def ended(self, at: float, run: int) -> AttemptsEnded:
+        """The open batch of ended attempts of a run: one fact per run as long as no other fact comes between."""
+        batch = self._ended.get(run)
+        if batch is None:
+            batch = self._ended[run] = AttemptsEnded(at, run, [], [], [], [], [], [], [], [], [], [], [])
+            self.facts.append(batch)
+        return batch
+
+    def take(self) -> tuple[list[Fact], list[Command]]:
+        facts, commands = self.facts, self.commands
+        commands.extend(RunChanged(run) for run in sorted(self._changed))
+        self.facts, self.commands = [], []
+        self._changed = set()
+        self._ended = {}
+        return facts, commands
+
+
+class State:
+    """Everything the core knows."""
+
+    def __init__(self, epoch: int, rng: random.Random, tuning: Tuning) -> None:
+        self.epoch = epoch
+        self.tuning = tuning
+        self.rng = rng
+        self.now = 0.0
+        """Seconds of a clock that does not jump; given with each turn."""
+        self.wall = 0.0
+        """Wall clock, seconds; for people, never for decisions."""
+        self.next_run = 1
+        self.sequence = 0
+        self.stopping = False
+        self.runs: dict[int, Run] = {}
+        self.workers: dict[str, Worker] = {}
+        self.queue = ReadyQueue()
+        self.timers = Timers()
+        self.totals = [0] * N_STATES
+        self.classes: dict[frozenset[str], int] = {}
+        self.views: dict[frozenset[str], int] = {}
+        self.view_rows: list[View] = []
+        self.view_order: list[int] = []
+        """Views by number of capabilities: general tasks go to general workers while those have room."""
+        self.pinned: set[str] = set()
+        """Workers with pins, or with a task that must run there alone."""
+        self.homeless: list[tuple[int, int]] = []
+        """Pinned tasks whose worker is not known yet."""
+        self.overfull: set[str] = set()
+        """Workers that hold more than their slots."""
+        self.keys: dict[str, str] = {}
+        """Affinity key -> the worker where its tasks gather."""
+        self.balance_timer: tuple[int, float] | None = None
+        self.recalling = 0
+        """Attempts asked back and not yet answered."""
+        self.needs_placement = False
+
+    def next_fence(self, count: int) -> int:
+        """The first of ``count`` new consecutive fences."""
+        first = self.sequence + 1
+        self.sequence += count
+        return make_fence(self.epoch, first)
+
+    def class_of(self, requires: frozenset[str]) -> int:
+        cls = self.classes.get(requires)
+        if cls is None:
+            cls = self.classes[requires] = self.queue.add_class()
+            for capabilities, view in self.views.items():
+                if requires <= capabilities:
+                    self.queue.link(view, cls)
+        return cls
+
+    def view_of(self, capabilities: frozenset[str]) -> int:
+        view = self.views.get(capabilities)
+        if view is None:
+            view = self.views[capabilities] = self.queue.add_view()
+            self.view_rows.append(View(capabilities))
+            self.view_order = sorted(range(len(self.view_rows)), key=lambda row: len(self.view_rows[row].capabilities))
+            for requires, cls in self.classes.items():
+                if requires <= capabilities:
+                    self.queue.link(view, cls)
+        return view
+
+    def timer(self, after: float, key: Hashable) -> int:
+        return self.timers.add(self.now + after, key)
