@@ -1,0 +1,1 @@
+"""The SDK: clients of a master. Importing it loads neither master nor worker nor scheduler."""

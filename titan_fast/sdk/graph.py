@@ -1,0 +1,214 @@
+"""Building a graph in Python. What is wrong is said where it is written, not when it is submitted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from titan_fast.errors import InvalidGraph
+from titan_fast.model.names import check_name, closest, normal_capabilities
+from titan_fast.model.spec import DEFAULT_GRACE, Affinity, GraphSpec, Retry, TaskSpec, Work
+from titan_fast.model.units import parse_duration
+
+Duration = float | str
+"""Seconds, or a text like ``90s``, ``1h30m``, ``PT5M``."""
+
+
+class Task:
+    """A task of a graph being built: name it in ``needs`` of others."""
+
+    def __init__(self, graph: Graph, spec: TaskSpec, payload: bytes | None = None) -> None:
+        self.graph = graph
+        self.spec = spec
+        self.payload = payload
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    def __repr__(self) -> str:
+        return f"<Task {self.spec.name!r} of {self.graph.name!r}>"
+
+
+class Graph:
+    """A description: tasks and their edges.
+
+    Args:
+        name: what listings show.
+        project: a folder that is shipped to the workers; relative ``file=`` paths start there.
+        env: environment of every task.
+    """
+
+    def __init__(self, name: str, *, project: str | Path | None = None, env: Mapping[str, str] | None = None) -> None:
+        check_name(name)
+        self.name = name
+        self.project = None if project is None else Path(project)
+        self.env = dict(env or {})
+        self.tasks: dict[str, Task] = {}
+        if self.project is not None and not self.project.is_dir():
+            raise InvalidGraph(f"the project folder {self.project} is not there", field="project")
+
+    def task(
+        self,
+        name: str,
+        *,
+        run: str | Sequence[str] | None = None,
+        file: str | Path | None = None,
+        args: Sequence[object] = (),
+        python: str = "",
+        needs: Iterable[Task | str] = (),
+        requires: Iterable[str] = (),
+        priority: int = 1,
+        affinity: bool | str | Affinity | None = None,
+        delay: Duration = 0,
+        timeout: Duration = 0,
+        grace: Duration = DEFAULT_GRACE,
+        retries: int = 0,
+        retry: Retry | None = None,
+        when: Literal["success", "failure", "always"] = "success",
+        env: Mapping[str, str] | None = None,
+        matrix: Mapping[str, Sequence[object]] | None = None,
+    ) -> Task:
+        """Add a task.
+
+        Args:
+            run: shell text, or a list of program and arguments.
+            file: a script of the project, relative to it (then ``args`` are its arguments).
+            needs: tasks that must be done before, as objects or names.
+            requires: capabilities a worker must have, all of them.
+            affinity: True for the worker of the parent that finished last; a text gathers tasks of that key.
+            matrix: makes an array with a member for every combination; ``${matrix.x}`` stands for its values.
+
+        Raises:
+            InvalidGraph: names the task and what is wrong with it.
+        """
+        check_name(name)
+        if name in self.tasks:
+            raise InvalidGraph(f"task '{name}' is there already")
+        parents = tuple(self._parent(name, parent) for parent in needs)
+        payload, count = _expand(name, matrix)
+        spec = TaskSpec(
+            name=name,
+            work=self._work(name, run, file, args, python, env, timeout, grace),
+            needs=parents,
+            requires=normal_capabilities(list(requires)),
+            priority=int(priority),
+            delay=_seconds(name, "delay", delay),
+            retry=retry if retry is not None else Retry(max=retries),
+            when=when,
+            affinity=_affinity(name, affinity, bool(parents)),
+            count=count,
+            payload=-1,
+            array=matrix is not None,
+        )
+        if when not in ("success", "failure", "always"):
+            raise InvalidGraph(f"task '{name}': when={when!r} is not success, failure or always")
+        if spec.retry.max < 0:
+            raise InvalidGraph(f"task '{name}': retries cannot be negative")
+        task = self.tasks[name] = Task(self, spec, payload)
+        return task
+
+    def _parent(self, name: str, parent: Task | str) -> str:
+        if isinstance(parent, Task):
+            if parent.graph is not self:
+                raise InvalidGraph(f"task '{name}' needs {parent!r}, which is in another graph")
+            return parent.name
+        if parent not in self.tasks:
+            known = closest(parent, self.tasks)
+            hint = f" (did you mean '{known}'?)" if known else ""
+            raise InvalidGraph(f"task '{name}' needs '{parent}', which is not in this graph yet{hint}")
+        return parent
+
+    def _work(
+        self,
+        name: str,
+        run: str | Sequence[str] | None,
+        file: str | Path | None,
+        args: Sequence[object],
+        python: str,
+        env: Mapping[str, str] | None,
+        timeout: Duration,
+        grace: Duration,
+    ) -> Work:
+        if (run is None) == (file is None):
+            raise InvalidGraph(f"task '{name}' wants one of run= and file=")
+        if run is not None and args:
+            raise InvalidGraph(f"task '{name}': args= goes with file=; put them into run=")
+        if file is not None:
+            self._check_file(name, Path(file))
+        argv = () if run is None or isinstance(run, str) else tuple(str(part) for part in run)
+        if run is not None and not argv and not str(run).strip():
+            raise InvalidGraph(f"task '{name}': run= is empty")
+        return Work(
+            argv=argv,
+            shell=run if isinstance(run, str) else "",
+            file="" if file is None else Path(file).as_posix(),
+            args=tuple(str(arg) for arg in args),
+            python=python,
+            env={str(key): str(value) for key, value in (env or {}).items()},
+            timeout=_seconds(name, "timeout", timeout),
+            grace=_seconds(name, "grace", grace),
+        )
+
+    def _check_file(self, name: str, file: Path) -> None:
+        if self.project is None:
+            raise InvalidGraph(f"task '{name}' has file=, so the graph needs project=")
+        if file.is_absolute() or ".." in file.parts:
+            raise InvalidGraph(f"task '{name}': file={str(file)!r} must be inside the project")
+        if not (self.project / file).is_file():
+            raise InvalidGraph(f"task '{name}': there is no file {self.project / file}")
+
+    def to_spec(self) -> tuple[GraphSpec, tuple[bytes, ...]]:
+        """What travels to the master, without the project's address, and the arrays' payloads."""
+        payloads: list[bytes] = []
+        specs = []
+        for task in self.tasks.values():
+            spec = task.spec
+            if task.payload is not None:
+                spec = msgspec.structs.replace(spec, payload=len(payloads))
+                payloads.append(task.payload)
+            specs.append(spec)
+        return GraphSpec(self.name, tuple(specs), self.env), tuple(payloads)
+
+    def __repr__(self) -> str:
+        return f"<Graph {self.name!r} with {len(self.tasks)} tasks>"
+
+
+def _seconds(name: str, field: str, value: Duration) -> float:
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise InvalidGraph(f"task '{name}': {field}: {error}") from None
+
+
+def _affinity(name: str, value: bool | str | Affinity | None, has_parents: bool) -> Affinity | None:
+    if value is None or value is False:
+        return None
+    if isinstance(value, Affinity):
+        return value
+    if value is True:
+        if not has_parents:
+            raise InvalidGraph(f"task '{name}' has affinity to its parent, but no parent")
+        return Affinity("parent")
+    return Affinity("key", value)
+
+
+def _expand(name: str, matrix: Mapping[str, Sequence[object]] | None) -> tuple[bytes | None, int]:
+    """The payloads of a matrix' members, in order, and how many there are."""
+    if matrix is None:
+        return None, 1
+    if not matrix or any(not len(values) for values in matrix.values()):
+        raise InvalidGraph(f"task '{name}': the matrix has no values")
+    rows: list[dict[str, Any]] = [
+        dict(zip(matrix, combination, strict=True)) for combination in itertools.product(*matrix.values())
+    ]
+    bodies = [msgspec.json.encode(row) for row in rows]
+    at, offsets = 0, [b"\0\0\0\0"]
+    for body in bodies:
+        at += len(body)
+        offsets.append(at.to_bytes(4, "big"))
+    return b"".join(offsets) + b"".join(bodies), len(rows)

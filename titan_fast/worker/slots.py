@@ -1,0 +1,141 @@
+"""What runs, what waits, what to start or kill: the worker's own small scheduler. Pure: no I/O, no clock.
+
+Assignments wait in the order they came, as stretches; the only decision is "a slot is free, start the next one".
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import msgspec
+
+
+class Stretch(msgspec.Struct):
+    """Waiting attempts ``first … first + count - 1`` of a lot; payloads are cut from the lot's blob by member."""
+
+    run: int
+    spec: int
+    first: int
+    count: int
+    generation: int
+    attempt: int
+    fence: int
+    payload: bytes
+    members: int
+    """Members of the whole lot, for reading the payload's offsets."""
+    skipped: int = 0
+    """Members of the lot before ``first``."""
+
+    def split(self, at: int) -> Stretch:
+        """Cut off and return everything from member ``at`` (counted in this stretch)."""
+        rest = msgspec.structs.replace(
+            self,
+            first=self.first + at,
+            fence=self.fence + at,
+            count=self.count - at,
+            skipped=self.skipped + at,
+        )
+        self.count = at
+        return rest
+
+
+class Start(msgspec.Struct, frozen=True):
+    """One attempt to start now."""
+
+    run: int
+    spec: int
+    index: int
+    generation: int
+    attempt: int
+    fence: int
+    payload: bytes
+
+
+class Slots:
+    """``slots`` attempts run at a time; the rest waits here."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.running: dict[int, Start] = {}
+        self._waiting: deque[Stretch] = deque()
+
+    @property
+    def queued(self) -> int:
+        return sum(stretch.count for stretch in self._waiting)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.running and not self._waiting
+
+    def assign(self, stretch: Stretch) -> None:
+        self._waiting.append(stretch)
+
+    def next_start(self) -> Start | None:
+        """The next attempt, when a slot is free; it counts as running from now on."""
+        if len(self.running) >= self.slots or not self._waiting:
+            return None
+        head = self._waiting[0]
+        start = Start(
+            head.run, head.spec, head.first, head.generation, head.attempt, head.fence, member_payload(head, 0)
+        )
+        if head.count == 1:
+            self._waiting.popleft()
+        else:
+            self._waiting[0] = head.split(1)
+        self.running[start.fence] = start
+        return start
+
+    def ended(self, fence: int) -> Start | None:
+        """An attempt is over and its slot free. None when it did not run."""
+        return self.running.pop(fence, None)
+
+    def withdraw(self, fence: int, count: int) -> list[Start]:
+        """Take back what waits of these consecutive fences; what runs is not touched."""
+        taken: list[Start] = []
+        kept: deque[Stretch] = deque()
+        for stretch in self._waiting:
+            start = max(0, fence - stretch.fence)
+            end = min(stretch.count, fence + count - stretch.fence)
+            if start >= end:
+                kept.append(stretch)
+                continue
+            rest = stretch.split(end) if end < stretch.count else None
+            cut = stretch.split(start) if start else stretch
+            if start:
+                kept.append(stretch)
+            if rest is not None:
+                kept.append(rest)
+            taken.extend(_each(cut))
+        self._waiting = kept
+        return taken
+
+    def waiting(self) -> Iterator[Start]:
+        for stretch in self._waiting:
+            yield from _each(stretch)
+
+
+def _each(stretch: Stretch) -> Iterator[Start]:
+    for at in range(stretch.count):
+        yield Start(
+            stretch.run,
+            stretch.spec,
+            stretch.first + at,
+            stretch.generation,
+            stretch.attempt,
+            stretch.fence + at,
+            b"",
+        )
+
+
+def member_payload(stretch: Stretch, at: int) -> bytes:
+    """The payload of a member: (members + 1) offsets, counted from the first one, then the bytes they cut."""
+    if not stretch.payload:
+        return b""
+    blob = stretch.payload
+    base = 4 * (stretch.members + 1)
+    zero = int.from_bytes(blob[:4], "big")
+    member = stretch.skipped + at
+    start = int.from_bytes(blob[4 * member : 4 * member + 4], "big") - zero
+    end = int.from_bytes(blob[4 * member + 4 : 4 * member + 8], "big") - zero
+    return blob[base + start : base + end]
