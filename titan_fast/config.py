@@ -120,13 +120,10 @@ def load(options: Mapping[str, Mapping[str, Any]] | None = None, environ: Mappin
     _from_environment(environ, values)
     for section, given in (options or {}).items():
         values[section].update({key: value for key, value in given.items() if value is not None})
-    sections = {}
-    for section, cls in SECTIONS.items():
-        try:
-            sections[section] = msgspec.convert(values[section], cls, strict=False)
-        except msgspec.ValidationError as error:
-            raise InvalidUsage(f"[{section}] {error}", hint="see docs/configuration.md") from None
-    return Settings(**sections)
+    try:
+        return msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidUsage(f"settings: {error}", hint="see docs/configuration.md") from None
 
 
 def _from_file(path: Path, values: dict[str, dict[str, Any]]) -> None:
@@ -209,7 +206,7 @@ def find_token(settings: ClientSettings, addresses: list[tuple[str, int]], role:
     where = ", ".join(str(path) for path in paths)
     raise NoToken(
         f"no {role} token: --token-file and TITAN_TOKEN are not set and there is no {where}",
-        hint="is the master running, and with the same TITAN_HOME? Copy its token file here, or name it with --token-file",
+        hint="is the master running, with the same TITAN_HOME? Copy its token file here, or name it with --token-file",
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +15,9 @@ from titan_fast.cli.progress import follow
 from titan_fast.config import token_path
 from titan_fast.errors import InvalidUsage
 from titan_fast.sdk.client import Client
+
+if TYPE_CHECKING:
+    from titan_fast.model.wfformat import Instance
 
 
 @click.group()
@@ -69,8 +74,6 @@ def replay(
 
 def _wait_for_slots(client: Client, slots: int) -> None:
     """The clock starts when the worker is there: what is measured is scheduling, not starting Python."""
-    import time
-
     deadline = time.monotonic() + 30
     while sum(worker.slots for worker in client.workers() if worker.state == "READY") < slots:
         if time.monotonic() > deadline:
@@ -78,7 +81,7 @@ def _wait_for_slots(client: Client, slots: int) -> None:
         time.sleep(0.02)
 
 
-def _replay(client: Client, instance, scale: float, slots: int, as_json: bool) -> int:  # type: ignore[no-untyped-def]
+def _replay(client: Client, instance: Instance, scale: float, slots: int, as_json: bool) -> int:
     from titan_fast.model import wfformat
 
     with tempfile.NamedTemporaryFile(prefix="titan-replay-") as report:
@@ -89,7 +92,7 @@ def _replay(client: Client, instance, scale: float, slots: int, as_json: bool) -
     found = wfformat.check_report(instance, text)
     floor = wfformat.floor(instance, slots) * scale
     greedy = wfformat.greedy_makespan(instance, slots) * scale
-    wall = wfformat.wall(text) if text else update.elapsed
+    wall = update.elapsed
     document = {
         "tasks": len(instance.tasks),
         "completed": update.counts.get("COMPLETED", 0),

@@ -190,7 +190,7 @@ def _write_tree(shown: msg.Shown) -> None:
         first = rows[members[0]]
         states = sorted({rows[member].state for member in members})
         label = spec if members == [spec] else f"{spec}[{len(members)}]"
-        others = [parent for parent in first.needs[:-1]]
+        others = first.needs[:-1]
         also = f"  (needs also {', '.join(others[:5])}{'…' if len(others) > 5 else ''})" if others else ""
         click.echo(f"{'   ' * depth}{'└─ ' if depth else ''}{label} {'/'.join(states)}{also}")
         stack.extend((child, depth + 1) for child in reversed(children.get(spec, ())))

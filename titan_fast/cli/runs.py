@@ -21,7 +21,7 @@ from titan_fast.sdk.client import Client
 from titan_fast.sdk.handles import RunHandle
 
 
-class DurationType(click.ParamType):
+class DurationType(click.ParamType[float]):
     """``90``, ``5m``, ``1h30m``: seconds."""
 
     name = "duration"

@@ -20,7 +20,7 @@ from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming
 from titan_fast.scheduler.explain import explain_run, explain_task, lot_of
 from titan_fast.scheduler.lifecycle import FINAL, PUBLIC, TaskState
-from titan_fast.scheduler.state import Run
+from titan_fast.scheduler.state import Run, State
 from titan_fast.scheduler.views import TaskView, public_counts, view_run, view_tasks, view_workers
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Queries:
         self._process = psutil.Process(os.getpid())
 
     @property
-    def _state(self):  # type: ignore[no-untyped-def]
+    def _state(self) -> State:
         return self._master.scheduler.state
 
     def answer(self, session: Session, incoming: Incoming) -> None:
@@ -78,7 +78,7 @@ class Queries:
         run = self._state.runs.get(self.run_number(number))
         if run is None:
             raise NoSuchRun(number)
-        return run  # type: ignore[no-any-return]
+        return run
 
     def stretch(self, run: Run, task: str, member: int) -> tuple[int, int]:
         """(first, count) of what a user named in a run."""
@@ -210,7 +210,7 @@ class Queries:
         if asked.what == "runs":
             before = int(asked.cursor) if asked.cursor.isdigit() else 1 << 63
             runs = self._state.runs
-            found = []
+            found: list[msg.RunRow] = []
             more = ""
             for number in sorted(runs, reverse=True):
                 if number >= before or (asked.state and runs[number].status != asked.state):

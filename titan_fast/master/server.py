@@ -135,11 +135,11 @@ class Master:
             self.token_files.append(place)
 
     async def stop(self, drain: float) -> None:
-        """In order: place nothing new, let what runs finish for up to ``drain`` seconds, tell what is known, hang up."""
+        """In order: place nothing new, let what runs finish for up to ``drain`` seconds, say what is known, hang up."""
         log.info("stopping")
         self.pump.happened(StopRequested())
         deadline = time.monotonic() + drain
-        while time.monotonic() < deadline and self._in_flight():
+        while time.monotonic() < deadline and self._in_flight():  # noqa: ASYNC110 - counts change in many places
             await asyncio.sleep(0.05)
         self.liveness.stop()
         if self._server is not None:

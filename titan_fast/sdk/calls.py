@@ -11,6 +11,7 @@ import msgspec
 
 from titan_fast.errors import InvalidUsage
 from titan_fast.ids import TaskId, parse_task_id
+from titan_fast.model.spec import GraphSpec
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming
 from titan_fast.protocol.messages import Message
@@ -54,7 +55,7 @@ def _parts(target: TaskId) -> tuple[int, str, int]:
     return target.run or 0, target.task or "", -1 if target.member is None else target.member
 
 
-def submit(graph: msg.GraphSpec, payloads: tuple[bytes, ...]) -> Call[int]:
+def submit(graph: GraphSpec, payloads: tuple[bytes, ...]) -> Call[int]:
     return Call(msg.Submit(graph=graph), lambda incoming: _message(incoming).run, payloads)
 
 

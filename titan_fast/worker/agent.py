@@ -7,13 +7,11 @@ Its keeper is its parent and starts it again when it dies.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 import secrets
 import signal
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,7 +22,7 @@ import msgspec
 import psutil
 
 from titan_fast.config import WorkerSettings, capabilities, home
-from titan_fast.errors import InvalidUsage, TitanError
+from titan_fast.errors import TitanError
 from titan_fast.ids import Ending, TaskId
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming, send, send_hot
@@ -57,17 +55,19 @@ class Agent:
         self, settings: WorkerSettings, addresses: list[tuple[str, int]], find_token: Callable[[], str]
     ) -> None:
         self._settings = settings
-        self._name = settings.name or _default_name()
-        self._workspace = Workspace(Path(settings.work_dir or home() / "work" / self._name))
+        self._name = settings.name
+        self._workspace: Workspace
         self._nonce = secrets.token_hex(8)
         self._slots = Slots(settings.slots or os.cpu_count() or 1)
         self._capabilities = capabilities(settings.caps)
         self._link = Link(addresses, find_token, self)
         self._executor = SpawnExecutor(self, file_limit=settings.file_limit)
         self._shipper = Shipper(self._emit, limit=settings.output_limit)
-        self._projects = Projects(self._workspace, self._link)
+        self._projects = Projects(self._workspace, self._link.send)
         self._base_environment = dict(os.environ)
         self._specs: dict[tuple[int, int], msg.Spec] = {}
+        self._where: dict[int, tuple[int, int]] = {}
+        """(run, index) of attempts whose output may still be on its way."""
         self._started: list[tuple[int, ...]] = []
         self._results: list[tuple[tuple[int, ...], bytes]] = []
         self._ended_now: list[msg.Held] = []
@@ -147,7 +147,7 @@ class Agent:
 
     def attached(self, verdict: msg.VerdictMessage) -> None:
         """Carry the verdict out, then say again what was not acknowledged."""
-        log.warning("%s is attached", self._name)
+        log.info("%s is attached", self._name)
         for fence in verdict.kill:
             self._kill(fence, 0.0)
         for unsent in self._unsent:
@@ -155,10 +155,10 @@ class Agent:
         if self._stopping:
             self._link.send(send(msg.Goodbye(empty=False)))
         self._shipper.resume()
-        self._projects.attached()
 
     def detached(self) -> None:
         self._shipper.pause()
+        self._projects.detached()
 
     def received(self, incoming: Incoming) -> None:
         """Raises TitanError for what has no place here; the link starts over then."""
@@ -179,10 +179,8 @@ class Agent:
             case Op.FORGET:
                 assert isinstance(incoming.message, msg.Forget)
                 self._forget(incoming.message.run)
-            case Op.BLOB_PIECE:
-                self._projects.piece(incoming)
-            case Op.ACCEPTED | Op.BLOB_HELD:
-                pass
+            case Op.BLOB_PIECE | Op.ERROR:
+                self._projects.answered(incoming)
 
     def pulse(self) -> tuple[int, int, float, int]:
         load = os.getloadavg()[0]
@@ -207,7 +205,7 @@ class Agent:
             spec = self._specs.get((start.run, start.spec))
             if spec is None:
                 self._not_started(start, "the master sent no description of this task")
-            elif self._projects.is_ready(spec.run, spec.project):
+            elif self._projects.is_ready(spec.run):
                 self._start(start, spec)
             else:
                 self._preparing.add(start.fence)
@@ -267,15 +265,14 @@ class Agent:
                 self._give_back(start, Ending.RECALLED)
 
     def _kill(self, fence: int, grace: float) -> None:
-        waiting = self._slots.withdraw(fence, 1)
-        for start in waiting:
-            self._give_back(start, Ending.DROPPED)
+        unstarted = self._slots.withdraw(fence, 1)
         if fence in self._preparing:
             self._preparing.discard(fence)
-            start = self._slots.ended(fence)
-            if start is not None:
-                self._give_back(start, Ending.DROPPED)
-        elif not waiting:
+            if (preparing := self._slots.ended(fence)) is not None:
+                unstarted.append(preparing)
+        for start in unstarted:
+            self._give_back(start, Ending.DROPPED)
+        if not unstarted:
             self._executor.kill(fence, grace)
 
     def _give_back(self, start: Start, ending: Ending) -> None:
@@ -292,6 +289,7 @@ class Agent:
         start = self._slots.running.get(fence)
         if start is None:
             return
+        self._where[fence] = (start.run, start.index)
         self._started.append((start.run, start.index, start.generation, fence, pid, int(started * 1e6)))
         self._shipper.add(fence, os.path.join(self._workspace.attempt_dir(fence, make=False), "output"))
         self._flush_soon()
@@ -315,7 +313,7 @@ class Agent:
 
     def _emit(self, fence: int, offset: int, data: bytes, final: bool, total: int) -> None:
         """A piece of output. The task it belongs to is known by its fence, running or just ended."""
-        run, index = self._where.get(fence, (0, 0))
+        run, index = self._where[fence]
         self._link.send(
             send(msg.Output(run=run, index=index, fence=fence, offset=offset, final=final, total=total), (data,))
         )
@@ -372,16 +370,14 @@ class Agent:
             unsent = self._unsent.popleft()
             self._unsent_size -= len(unsent.frame)
             for item in unsent.held:
+                self._where.pop(item.fence, None)
+                self._shipper.forget(item.fence)
                 self._workspace.remove_attempt(item.fence)
         self._start_next()
 
 
 def _held(start: Start, started: bool) -> msg.Held:
     return msg.Held(start.run, start.index, start.generation, start.fence, started)
-
-
-def _default_name() -> str:
-    return f"{socket.gethostname().partition('.')[0]}-{os.getpid()}"
 
 
 async def run_agent(

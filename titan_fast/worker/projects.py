@@ -1,0 +1,125 @@
+"""Bringing a run's files to this worker: fetch the project's archive by its address, unpack it once, copy it per run.
+
+Fetching talks to the master through the link; unpacking and copying happen in a thread, since a project may be large
+and heartbeats must go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from titan_fast.errors import ConnectionLost, TitanError
+from titan_fast.protocol import messages as msg
+from titan_fast.protocol.connection import Incoming, send
+from titan_fast.protocol.opening import error_from
+from titan_fast.worker.workspace import Workspace
+
+FIRST_REQUEST = 1000
+"""Request ids below belong to the link."""
+
+
+class Projects:
+    """One per agent. At most one fetch per project and one copy per run at a time."""
+
+    def __init__(self, workspace: Workspace, send_frame: Callable[[bytes], None]) -> None:
+        self._workspace = workspace
+        self._send = send_frame
+        self._next_request = FIRST_REQUEST
+        self._answers: dict[int, asyncio.Future[Incoming]] = {}
+        self._fetching: dict[str, asyncio.Task[str]] = {}
+        self._preparing: dict[int, asyncio.Task[str]] = {}
+        self._ready: set[int] = set()
+
+    def is_ready(self, run: int) -> bool:
+        return run in self._ready
+
+    async def prepare(self, run: int, project: str) -> str:
+        """Make the run's working copy. Returns what went wrong, empty when nothing did."""
+        task = self._preparing.get(run)
+        if task is None:
+            task = self._preparing[run] = asyncio.create_task(self._prepare(run, project))
+        return await asyncio.shield(task)
+
+    async def _prepare(self, run: int, project: str) -> str:
+        try:
+            if project:
+                problem = await self._fetched(project)
+                if problem:
+                    return problem
+            await asyncio.to_thread(self._workspace.working_copy, run, project)
+            self._ready.add(run)
+            return ""
+        except (TitanError, OSError) as error:
+            return f"the project could not be brought here: {error}"
+        finally:
+            del self._preparing[run]
+
+    async def _fetched(self, project: str) -> str:
+        task = self._fetching.get(project)
+        if task is None:
+            task = self._fetching[project] = asyncio.create_task(self._fetch(project))
+        try:
+            return await asyncio.shield(task)
+        finally:
+            if task.done():
+                self._fetching.pop(project, None)
+
+    async def _fetch(self, project: str) -> str:
+        if self._workspace.has_project(project):
+            return ""
+        part = self._workspace.project_part(project)
+        try:
+            offset = 0
+            with part.open("wb") as file:
+                while True:
+                    piece = await self._ask(msg.BlobGet(project, offset))
+                    assert isinstance(piece.message, msg.BlobPiece)
+                    data = piece.attachments[0] if piece.attachments else b""
+                    file.write(data)
+                    offset += len(data)
+                    if not data or offset >= piece.message.size:
+                        break
+            await asyncio.to_thread(self._unpack, project, part)
+            return ""
+        except (TitanError, OSError) as error:
+            return f"the project could not be brought here: {error}"
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _unpack(self, project: str, part: Path) -> None:
+        self._workspace.add_project(project, part)
+
+    async def _ask(self, message: msg.Message) -> Incoming:
+        """One request to the master; asked again when the connection is cut meanwhile."""
+        while True:
+            request = self._next_request
+            self._next_request += 1
+            answer = self._answers[request] = asyncio.get_running_loop().create_future()
+            self._send(send(message, request=request))
+            try:
+                incoming: Incoming = await answer
+            except ConnectionLost:
+                await asyncio.sleep(0.2)
+                continue
+            finally:
+                del self._answers[request]
+            if isinstance(incoming.message, msg.Error):
+                raise error_from(incoming.message)
+            return incoming
+
+    def answered(self, incoming: Incoming) -> None:
+        answer = self._answers.get(incoming.request)
+        if answer is not None and not answer.done():
+            answer.set_result(incoming)
+
+    def detached(self) -> None:
+        """What was asked will not be answered on this connection."""
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(ConnectionLost("the connection to the master broke"))
+
+    def forget(self, run: int) -> None:
+        self._ready.discard(run)
+        self._workspace.forget_run(run)
