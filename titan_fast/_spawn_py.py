@@ -7,6 +7,7 @@ process ignores or blocks signals a function between fork and exec puts that rig
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -46,10 +47,8 @@ def spawn(argv: Sequence[bytes], env: Sequence[bytes], cwd: bytes, output: int, 
     # We reap it ourselves: a Popen that believes its child still runs would have `subprocess` wait for it later.
     child.returncode = 0
     if limit >= 0 and prepare is None:
-        try:
+        with contextlib.suppress(OSError):  # it has ended already
             resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (limit, limit))
-        except OSError:
-            pass  # it has ended already
     return child.pid, _open_pidfd(child.pid)
 
 

@@ -66,4 +66,6 @@ class CommandLine:
         return finished
 
     def json(self, *arguments, **options):
-        return json.loads(self(*arguments, "--json", **options).stdout)
+        """The verb with ``--json``; the document it prints."""
+        at = arguments.index("--") if "--" in arguments else len(arguments)
+        return json.loads(self(*arguments[:at], "--json", *arguments[at:], **options).stdout)

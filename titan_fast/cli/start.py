@@ -167,6 +167,9 @@ def _worker_settings(options: dict[str, Any]) -> tuple[config.Settings, list[tup
 @worker_options
 def agent(**options: Any) -> int:
     """The agent of a worker; its keeper starts it."""
+    from titan_fast.worker.keeper import die_with_keeper
+
+    die_with_keeper()
     from titan_fast.worker.agent import run_agent
 
     _log_to_stderr(options["verbose"])

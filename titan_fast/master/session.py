@@ -159,6 +159,7 @@ class Session(asyncio.Protocol):
                     __version__,
                     MAX_BODY,
                     self.connection.max_message,
+                    self.master.store.history,
                     self.master.settings.scheduler.heartbeat,
                 ),
                 request=request,

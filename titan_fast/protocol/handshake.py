@@ -13,14 +13,24 @@ NONCE_BYTES = 32
 
 
 def proof(token: str, side: str, peer_nonce: str, master_nonce: str) -> str:
-    """``side`` is ``master`` or ``peer``; nonces are hex texts."""
-    text = f"titan-fast 2|{side}|{peer_nonce}|{master_nonce}".encode()
-    return hmac.new(token.encode(), text, "sha256").hexdigest()
+    """``side`` is ``master`` or ``peer``; nonces are hex texts.
+
+    Raises:
+        ValueError: the token is empty, which everybody knows.
+    """
+    if not token:
+        raise ValueError("an empty token proves nothing")
+    text = f"titan-fast 2|{side}|{peer_nonce}|{master_nonce}".encode("utf-8", "surrogatepass")
+    # A token from the environment may hold bytes that are no text; they still are a key.
+    return hmac.new(token.encode("utf-8", "surrogatepass"), text, "sha256").hexdigest()
 
 
 def is_proof(given: str, token: str, side: str, peer_nonce: str, master_nonce: str) -> bool:
-    """Compared in constant time."""
-    return hmac.compare_digest(given.encode(), proof(token, side, peer_nonce, master_nonce).encode())
+    """Compared in constant time. An empty token is never proved."""
+    if not token:
+        return False
+    expected = proof(token, side, peer_nonce, master_nonce)
+    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), expected.encode())
 
 
 def is_nonce(text: str) -> bool:

@@ -75,6 +75,8 @@ class Welcome(Message, frozen=True, omit_defaults=True):
     software: str
     max_body: int
     max_message: int
+    history: str = ""
+    """Names everything the master knows: with another one, run numbers and fences mean other things."""
     heartbeat: float = 1.0
 
 

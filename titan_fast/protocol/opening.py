@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import secrets
 
+from titan_fast._layout import VERSION
 from titan_fast._version import __version__
-from titan_fast.errors import BadProof, TitanError, UnexpectedMessage, from_wire
+from titan_fast.errors import BadProof, Refused, TitanError, UnexpectedMessage, WrongVersion, from_wire
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Connection, Incoming, send
-from titan_fast.protocol.handshake import NONCE_BYTES, is_proof, proof
+from titan_fast.protocol.handshake import NONCE_BYTES, is_nonce, is_proof, proof
 from titan_fast.protocol.opcodes import Role
 
 REQUEST = 1
@@ -31,6 +32,7 @@ class Opening:
         self._cluster = cluster
         self._epoch = epoch
         self._nonce = secrets.token_hex(NONCE_BYTES)
+        self._master_proved = False
 
     def hello(self) -> bytes:
         return send(
@@ -39,25 +41,42 @@ class Opening:
         )
 
     def take(self, incoming: Incoming) -> bytes:
-        """The next bytes to send, which may be none.
+        """The next bytes to send, which may be none. One CHALLENGE, then one WELCOME; anything else ends it.
 
         Raises:
-            TitanError: the master refused, or could not prove that it knows the token.
+            TitanError: the master refused, could not prove that it knows the token, or says something else.
         """
         if incoming.error is not None:
             raise incoming.error
-        match incoming.message:
-            case msg.Error() as error:
-                raise error_from(error)
-            case msg.Challenge() as challenge:
-                if not is_proof(challenge.proof, self._token, "master", self._nonce, challenge.nonce):
-                    raise BadProof
-                return send(msg.Proof(proof(self._token, "peer", self._nonce, challenge.nonce)), request=REQUEST)
-            case msg.Welcome() as welcome:
-                self.welcome = welcome
-                self._connection.open(Role.MASTER, welcome.max_body)
+        message = incoming.message
+        if isinstance(message, msg.Error):
+            raise error_from(message)
+        if incoming.is_reply and incoming.request == REQUEST and self.welcome is None:
+            if isinstance(message, msg.Challenge) and not self._master_proved:
+                return self._answer(message)
+            # Without the proof it is not the master, whatever it says.
+            if isinstance(message, msg.Welcome) and self._master_proved:
+                self._enter(message)
                 return b""
         raise UnexpectedMessage(f"{incoming.op.name} in the middle of the handshake")
+
+    def _answer(self, challenge: msg.Challenge) -> bytes:
+        if challenge.version != VERSION:
+            raise WrongVersion(challenge.version)
+        if not is_nonce(challenge.nonce) or not is_proof(
+            challenge.proof, self._token, "master", self._nonce, challenge.nonce
+        ):
+            raise BadProof
+        self._master_proved = True
+        return send(msg.Proof(proof(self._token, "peer", self._nonce, challenge.nonce)), request=REQUEST)
+
+    def _enter(self, welcome: msg.Welcome) -> None:
+        if welcome.role != self._role:
+            raise UnexpectedMessage(f"WELCOME as a {welcome.role[:20]!r} for a {self._role}")
+        if self._cluster and welcome.cluster != self._cluster:
+            raise Refused("this master belongs to another cluster", hint="its state directory is not the one it was")
+        self._connection.open(Role.MASTER)
+        self.welcome = welcome
 
 
 def error_from(error: msg.Error) -> TitanError:

@@ -22,7 +22,7 @@ import msgspec
 import psutil
 
 from titan_fast.config import WorkerSettings, capabilities, home
-from titan_fast.errors import TitanError
+from titan_fast.errors import ConnectionLost, StateLocked, TitanError
 from titan_fast.ids import Ending, TaskId
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming, send, send_hot
@@ -33,11 +33,14 @@ from titan_fast.worker.link import Link
 from titan_fast.worker.output import Shipper
 from titan_fast.worker.projects import Projects
 from titan_fast.worker.slots import Slots, Start, Stretch
-from titan_fast.worker.workspace import Workspace, build_environment, resolve_command
+from titan_fast.worker.workspace import Workspace, build_environment, inherit, resolve_command
 
 log = logging.getLogger("titan_fast.worker")
 
 RESULTS_PER_FRAME = 1000
+MAX_UNNAMED = 1000
+RESTART = 75
+"""Exit code that asks the keeper for a fresh agent (EX_TEMPFAIL)."""
 
 
 class _Unsent(msgspec.Struct):
@@ -55,8 +58,7 @@ class Agent:
         self, settings: WorkerSettings, addresses: list[tuple[str, int]], find_token: Callable[[], str]
     ) -> None:
         self._settings = settings
-        self._name = settings.name
-        self._workspace: Workspace
+        self._workspace, self._name = _open_workspace(settings)
         self._nonce = secrets.token_hex(8)
         self._slots = Slots(settings.slots or os.cpu_count() or 1)
         self._capabilities = capabilities(settings.caps)
@@ -64,7 +66,7 @@ class Agent:
         self._executor = SpawnExecutor(self, file_limit=settings.file_limit)
         self._shipper = Shipper(self._emit, limit=settings.output_limit)
         self._projects = Projects(self._workspace, self._link.send)
-        self._base_environment = dict(os.environ)
+        self._inherited = inherit(os.environ, settings.environment)
         self._specs: dict[tuple[int, int], msg.Spec] = {}
         self._where: dict[int, tuple[int, int]] = {}
         """(run, index) of attempts whose output may still be on its way."""
@@ -78,13 +80,13 @@ class Agent:
         self._preparing: set[int] = set()
         self._stopping = False
         self._idle = asyncio.Event()
-        self._load = 0.0
+        self._is_foreign = False
+        self._history = ""
 
     # ------------------------------------------------------------ start and stop
 
     async def run(self) -> int:
         """Raises TitanError when the worker cannot work: directory in use, wrong token."""
-        self._workspace.open()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
@@ -101,7 +103,8 @@ class Agent:
             await self._executor.close(0.5)
             self._shipper.close()
             self._link.close()
-        return 0
+            self._workspace.close()
+        return RESTART if self._is_foreign else 0
 
     def _on_signal(self) -> None:
         """First: take nothing new, let what runs finish for a while. Second: end it."""
@@ -129,6 +132,19 @@ class Agent:
         await asyncio.sleep(0.02)
 
     # ------------------------------------------------------------ the link's side
+
+    def welcomed(self, welcome: msg.Welcome) -> None:
+        """Run numbers and fences mean nothing to a master with another history: forget, or start over."""
+        if self._history not in ("", welcome.history) and not (self._slots.is_empty and not self._unsent):
+            log.warning("the master has another history than the one this worker's attempts belong to: starting over")
+            self._is_foreign = True
+            self._idle.set()
+            raise ConnectionLost("another history")
+        if self._history != welcome.history:
+            self._projects.clear()
+            self._specs.clear()
+            self._workspace.adopt_history(welcome.history)
+            self._history = welcome.history
 
     def inventory(self, connection: int) -> msg.Attach:
         held = [_held(start, True) for start in self._slots.running.values()]
@@ -231,7 +247,7 @@ class Agent:
             attempt_dir = self._workspace.attempt_dir(start.fence)
             work = spec.work
             environment = build_environment(
-                self._base_environment,
+                self._inherited,
                 allow=self._settings.environment,
                 graph_env=spec.env,
                 work=work,
@@ -250,7 +266,7 @@ class Agent:
             return
         self._executor.start(
             Attempt(
-                start.fence, str(task), tuple(argv), environment, workdir, attempt_dir, work.timeout, work.grace
+                start.fence, str(task), argv, environment, workdir, attempt_dir, work.timeout, work.grace
             )
         )
 
@@ -378,6 +394,32 @@ class Agent:
 
 def _held(start: Start, started: bool) -> msg.Held:
     return msg.Held(start.run, start.index, start.generation, start.fence, started)
+
+
+def _open_workspace(settings: WorkerSettings) -> tuple[Workspace, str]:
+    """The work directory, locked, and the worker's name; unnamed workers of one machine are numbered."""
+    if settings.name or settings.work_dir:
+        name = settings.name or _host()
+        workspace = _workspace(settings, Path(settings.work_dir or home() / "work" / name))
+        workspace.open()
+        return workspace, name
+    for number in range(1, MAX_UNNAMED):
+        name = _host() if number == 1 else f"{_host()}-{number}"
+        workspace = _workspace(settings, home() / "work" / name)
+        try:
+            workspace.open()
+            return workspace, name
+        except StateLocked:
+            continue
+    raise StateLocked(f"{MAX_UNNAMED} unnamed workers run on this machine already", hint="name this one with --name")
+
+
+def _workspace(settings: WorkerSettings, root: Path) -> Workspace:
+    return Workspace(root, max_project_bytes=settings.project_limit)
+
+
+def _host() -> str:
+    return socket.gethostname().partition(".")[0] or "worker"
 
 
 async def run_agent(

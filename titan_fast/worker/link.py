@@ -32,6 +32,7 @@ REFUSALS = 20
 class Receiver(Protocol):
     """Who is behind the link."""
 
+    def welcomed(self, welcome: msg.Welcome) -> None: ...
     def inventory(self, connection: int) -> msg.Attach: ...
     def attached(self, verdict: msg.VerdictMessage) -> None: ...
     def received(self, incoming: Incoming) -> None: ...
@@ -155,6 +156,7 @@ class Link(asyncio.Protocol):
                 self._transport.write(answer)
             if (welcome := self._opening.welcome) is not None:
                 self._opening = None
+                self._receiver.welcomed(welcome)
                 self._cluster, self._epoch = welcome.cluster, welcome.epoch
                 self._interval = welcome.heartbeat
                 self._number += 1
@@ -162,7 +164,7 @@ class Link(asyncio.Protocol):
             return
         if incoming.error is not None:
             raise incoming.error
-        if isinstance(incoming.message, msg.Error):
+        if isinstance(incoming.message, msg.Error) and incoming.request <= ATTACH_REQUEST:
             raise error_from(incoming.message)
         if isinstance(incoming.message, msg.VerdictMessage):
             self.is_attached = True

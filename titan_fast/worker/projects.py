@@ -120,6 +120,10 @@ class Projects:
             if not answer.done():
                 answer.set_exception(ConnectionLost("the connection to the master broke"))
 
+    def clear(self) -> None:
+        """Every run is another one now."""
+        self._ready.clear()
+
     def forget(self, run: int) -> None:
         self._ready.discard(run)
         self._workspace.forget_run(run)

@@ -31,6 +31,9 @@ class Store(Protocol):
     durability: str
     """What a commit survives, in a word: ``memory``, ``os``, ``disk``."""
 
+    history: str
+    """A random name of everything this store knows: run numbers and fences mean something only within it."""
+
     def open(self) -> int:
         """Take the store for this process and return the new epoch, one above every epoch before."""
 

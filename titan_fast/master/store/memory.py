@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 
 from titan_fast.master.store.base import AttemptRow
@@ -12,6 +13,7 @@ class MemoryStore:
     durability = "memory"
 
     def __init__(self) -> None:
+        self.history = secrets.token_hex(8)
         self.epoch = 0
         self.commits = 0
         self.facts = 0

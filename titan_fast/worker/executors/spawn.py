@@ -1,0 +1,519 @@
+"""Attempts as processes of their own: one `spawn`, one output file, one pidfd, and the end of the whole tree.
+
+The path of an attempt that starts and ends by itself is kept short: no thread, no task, no pipe, no timer but its
+own timeout. All pidfds sit in one epoll descriptor, which is the only thing the event loop watches; where there are
+none, a timer asks for each child. What must be ended goes through one sweep that looks at all such attempts at once.
+Knows nothing of the master, of slots or of shipping output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import select
+import signal
+import stat
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+
+from titan_fast._accel import spawn
+from titan_fast.ids import Ending
+from titan_fast.worker.executors import tree
+from titan_fast.worker.executors.base import Attempt, Observer, Outcome
+from titan_fast.worker.output import total_size
+
+OUTPUT_NAME = "output"
+RESULT_NAME = "result"
+MAX_RESULT = 64 << 10
+RESULT_REFUSED = 65
+"""The exit code reported for an attempt that succeeded but whose result cannot be taken (EX_DATAERR)."""
+FILE_LIMIT = 1 << 40
+"""RLIMIT_FSIZE, bytes. The output is kept short by punching holes, so this only ends what has gone mad."""
+
+_LINGER = 0.25
+"""Seconds that processes left behind by a leader that ended by itself have before KILL: what it piped its output
+through (``exec > >(tee log)``) may be writing the last lines, and TERM would cut them."""
+_SWEEP_FIRST = 0.005
+_SWEEP_SLOWEST = 0.1
+_POLL_FIRST = 0.002
+_POLL_SLOWEST = 0.05
+_GIVE_UP = 30.0
+"""Seconds after KILL when the leader's companions that will not go (a stuck disk) are no longer waited for."""
+_ENCODING = sys.getfilesystemencoding()
+_SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW
+_HAS_PIDFD = hasattr(os, "pidfd_open") and hasattr(select, "epoll")
+
+
+class _Live:
+    """An attempt that has been started and not been reported yet."""
+
+    __slots__ = (
+        "attempt",
+        "began",
+        "born",
+        "deadline",
+        "ended",
+        "ending",
+        "exit",
+        "is_dead",
+        "is_termed",
+        "killed",
+        "output",
+        "pid",
+        "pidfd",
+        "spare",
+        "started",
+        "timer",
+    )
+
+    def __init__(self, attempt: Attempt, started: float, born: float, began: float) -> None:
+        self.attempt = attempt
+        self.started = started
+        self.born = born
+        self.began = began
+        self.pid = self.pidfd = self.output = -1
+        self.timer: asyncio.TimerHandle | None = None
+        self.ended = 0.0
+        """When the leader was seen to have ended (monotonic); 0: it has not."""
+        self.exit: tuple[int, int] | None = None
+        """How and with what it ended, once it has been waited for."""
+        self.ending: Ending | None = None
+        """Why the tree is being ended; EXIT: the leader ended by itself and left processes behind."""
+        self.is_dead = False
+        """The leader has ended. It may not have been waited for: while it has not, its number stays its own."""
+        self.is_termed = False
+        """All of the tree have had TERM, not only the group."""
+        self.deadline = 0.0
+        """When the grace is over (monotonic)."""
+        self.killed = 0.0
+        """When KILL was sent first (monotonic); 0: not yet."""
+        self.spare: set[tree.Member] = set()
+        """Processes of the tree that we may not signal: they run as somebody else."""
+
+    def tree(self) -> tree.Tree:
+        """How to tell its processes; only asked for when there is something to end."""
+        env = self.attempt.env
+        status = os.fstat(self.output)
+        return tree.Tree(
+            leader=self.pid,
+            born=self.born,
+            fence=_encode(env.get("TITAN_FENCE", "")),
+            place=_encode(env.get("TITAN_ATTEMPT_DIR", "")),
+            output=(status.st_dev, status.st_ino),
+        )
+
+
+class _Watch:
+    """Many pidfds as one descriptor for the loop: registering one costs a system call, not a handle of the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, ended: Callable[[list[_Live]], None]) -> None:
+        self._loop = loop
+        self._ended = ended
+        self._poll = select.epoll()
+        self._live: dict[int, _Live] = {}
+        loop.add_reader(self._poll.fileno(), self._ready)
+
+    def add(self, live: _Live) -> None:
+        # One shot: a dead leader may be kept for a while, and would be reported in every turn of the loop.
+        self._poll.register(live.pidfd, select.EPOLLIN | select.EPOLLONESHOT)
+        self._live[live.pidfd] = live
+
+    def remove(self, live: _Live) -> None:
+        """Before its pidfd is closed, which takes it out of the epoll set."""
+        self._live.pop(live.pidfd, None)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._poll.fileno())
+        self._poll.close()
+
+    def _ready(self) -> None:
+        self._ended([self._live.pop(fd) for fd, _ in self._poll.poll(0)])
+
+
+class _Poller:
+    """The same without pidfds: a timer asks for each child, often at first, less and less while nothing happens."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, ended: Callable[[list[_Live]], None]) -> None:
+        self._loop = loop
+        self._ended = ended
+        self._live: dict[int, _Live] = {}
+        self._pause = _POLL_FIRST
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, live: _Live) -> None:
+        self._live[live.pid] = live
+        self._pause = _POLL_FIRST
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._pause, self._look)
+
+    def remove(self, live: _Live) -> None:
+        self._live.pop(live.pid, None)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        self._timer = None
+        ended = [live for live in self._live.values() if tree.has_exited(live.pid)]
+        self._pause = _POLL_FIRST if ended else min(_POLL_SLOWEST, self._pause * 1.5)
+        for live in ended:
+            del self._live[live.pid]
+        if self._live:
+            self._timer = self._loop.call_later(self._pause, self._look)
+        if ended:
+            self._ended(ended)
+
+
+class SpawnExecutor:
+    """Runs commands as processes of their own (the contract is `base.Executor`)."""
+
+    def __init__(self, observer: Observer, *, file_limit: int = FILE_LIMIT) -> None:
+        """It belongs to the event loop that runs now.
+
+        Args:
+            observer: who is told.
+            file_limit: RLIMIT_FSIZE of every attempt, bytes; 0: none.
+        """
+        self._observer = observer
+        self._file_limit = file_limit
+        self._loop = asyncio.get_running_loop()
+        self._live: dict[int, _Live] = {}
+        self._news: deque[tuple[int, int, float] | Outcome] = deque()
+        self._watch = _Watch(self._loop, self._leaders_ended) if _HAS_PIDFD else None
+        self._poller = _Poller(self._loop, self._leaders_ended)
+        self._ending: dict[int, _Live] = {}
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._sweep_pause = _SWEEP_FIRST
+        self._empty: asyncio.Future[None] | None = None
+        self._is_closed = False
+
+    # ---------------------------------------------------------------- the contract
+
+    def start(self, attempt: Attempt) -> None:
+        """Begin. Never raises for what the attempt is: what cannot start ends with NOT_STARTED."""
+        live = _Live(attempt, time.time(), tree.boot_time(), time.monotonic())
+        path = f"{attempt.attempt_dir}/{OUTPUT_NAME}"
+        output = -1
+        try:
+            if self._is_closed:
+                raise OSError(errno.ESHUTDOWN, "the worker is stopping")
+            output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _SAFELY, 0o600)
+            live.output = os.open(path, os.O_RDONLY | _SAFELY)
+            argv = [_encode(text) for text in attempt.argv]
+            if argv:
+                argv[0] = _find_program(attempt)
+            env = [_encode(f"{key}={value}") for key, value in attempt.env.items()]
+            live.pid, live.pidfd = spawn(argv, env, _encode(attempt.cwd), output, self._file_limit)
+        except (OSError, ValueError) as error:
+            if live.output >= 0:
+                os.close(live.output)
+            self._tell_soon(_not_started(live, error))
+            return
+        finally:
+            if output >= 0:
+                os.close(output)
+        self._live[attempt.fence] = live
+        (self._poller if self._watch is None or live.pidfd < 0 else self._watch).add(live)
+        if attempt.timeout > 0:
+            live.timer = self._loop.call_later(attempt.timeout, self._end, live, Ending.TIMEOUT, attempt.grace)
+        self._tell_soon((attempt.fence, live.pid, live.started))
+
+    def kill(self, fence: int, grace: float) -> None:
+        """TERM to the tree, ``grace`` seconds later KILL; ends as KILLED. Unknown or ended fences are ignored."""
+        live = self._live.get(fence)
+        if live is not None:
+            self._end(live, Ending.KILLED, grace)
+
+    async def close(self, grace: float) -> None:
+        """Kill everything, wait until it is gone."""
+        self._is_closed = True
+        for live in list(self._live.values()):
+            self._end(live, Ending.KILLED, grace)
+        while self._live:
+            if self._empty is None:
+                self._empty = self._loop.create_future()
+            await asyncio.shield(self._empty)
+        self._deliver()
+        self._poller.close()
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    # ---------------------------------------------------------------- telling
+
+    def _tell_soon(self, news: tuple[int, int, float] | Outcome) -> None:
+        if not self._news:
+            self._loop.call_soon(self._deliver)
+        self._news.append(news)
+
+    def _deliver(self) -> None:
+        """Tell what there is to tell, in order. Only from the loop, never below `start` or `kill`."""
+        while self._news:
+            news = self._news.popleft()
+            try:
+                if isinstance(news, Outcome):
+                    self._observer.attempt_ended(news)
+                else:
+                    self._observer.attempt_started(*news)
+            except Exception as error:  # a listener's fault must not cost the others their news
+                self._loop.call_exception_handler({"message": "an executor's observer failed", "exception": error})
+
+    # ---------------------------------------------------------------- the end of a leader
+
+    def _leaders_ended(self, ended: list[_Live]) -> None:
+        """They have ended and have not been waited for."""
+        now = time.monotonic()
+        for live in ended:
+            live.ended = now
+            live.is_dead = True
+            if live.ending is not None:
+                self._sweep_soon()
+                continue
+            if live.timer is not None:
+                live.timer.cancel()
+            live.exit = _wait_for(live.pid)
+            if tree.send_group(live.pidfd, live.pid, 0) or tree.is_held(live.output):
+                live.is_termed = True
+                self._begin_to_end(live, Ending.EXIT, now + _LINGER)
+            else:
+                self._finish(live)
+        self._deliver()
+
+    def _finish(self, live: _Live) -> None:
+        """The tree is gone: say how it went. The caller delivers."""
+        attempt = live.attempt
+        if live.exit is None:
+            live.exit = _wait_for(live.pid)
+        (self._poller if self._watch is None or live.pidfd < 0 else self._watch).remove(live)
+        if live.pidfd >= 0:
+            os.close(live.pidfd)
+        how, code = live.exit
+        output_path = f"{attempt.attempt_dir}/{OUTPUT_NAME}"
+        result, complaint = _read_result(f"{attempt.attempt_dir}/{RESULT_NAME}")
+        if complaint:
+            _note(output_path, complaint)
+        if live.ending is None or live.ending is Ending.EXIT:
+            ending = Ending.EXIT if how == os.CLD_EXITED else Ending.SIGNAL
+            if complaint and ending is Ending.EXIT and code == 0:
+                code = RESULT_REFUSED
+        else:
+            ending = live.ending
+            if how != os.CLD_EXITED:
+                code = -code
+        size = total_size(live.output, output_path)
+        os.close(live.output)
+        del self._live[attempt.fence]
+        duration = (live.ended or time.monotonic()) - live.began
+        self._news.append(Outcome(attempt.fence, ending, code, live.started, duration, size, result))
+        if self._empty is not None and not self._live:
+            self._empty.set_result(None)
+            self._empty = None
+
+    # ---------------------------------------------------------------- ending a tree
+
+    def _end(self, live: _Live, ending: Ending, grace: float) -> None:
+        """TERM now, KILL after the grace. Also when it is being ended already: the earlier end counts."""
+        now = time.monotonic()
+        if live.ending is None:
+            if tree.has_exited(live.pid):
+                return  # it was faster: its descriptor is ready, and it ended by itself
+            if live.timer is not None:
+                live.timer.cancel()
+            live.is_termed = grace <= 0
+            if grace > 0:
+                # A stopped process takes TERM when it goes on.
+                tree.send_group(live.pidfd, live.pid, signal.SIGTERM)
+                tree.send_group(live.pidfd, live.pid, signal.SIGCONT)
+            self._begin_to_end(live, ending, now + max(0.0, grace))
+        elif live.ending is not Ending.EXIT:
+            live.deadline = min(live.deadline, now + max(0.0, grace))
+            if ending is Ending.KILLED:
+                live.ending = ending
+            self._sweep_soon()
+
+    def _begin_to_end(self, live: _Live, ending: Ending, deadline: float) -> None:
+        live.timer = None
+        live.ending = ending
+        live.deadline = deadline
+        self._ending[live.attempt.fence] = live
+        self._sweep_soon()
+
+    def _sweep_soon(self) -> None:
+        """Look at what is being ended now, not at the end of a pause that may have grown long."""
+        self._sweep_pause = _SWEEP_FIRST
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+        self._sweep_timer = self._loop.call_later(0, self._sweep)
+
+    def _sweep(self) -> None:
+        """One step for every attempt that is being ended; one look at all processes serves them all."""
+        self._sweep_timer = None
+        now = time.monotonic()
+        overdue = [live for live in self._ending.values() if not live.killed and now >= live.deadline]
+        if overdue:
+            spare: set[tree.Member] = set()
+            tree.stop_and_kill([live.tree() for live in overdue], spare)
+            for live in overdue:
+                if live.exit is None:
+                    tree.send_group(live.pidfd, live.pid, signal.SIGKILL)  # whatever the scan was able to see
+                live.killed = now
+                live.is_termed = True
+                live.spare |= spare
+        for live in self._ending.values():
+            live.is_dead = live.is_dead or tree.has_exited(live.pid)
+        shown = [live for live in self._ending.values() if live.is_dead or not live.is_termed]
+        for live, members in zip(shown, tree.scan([live.tree() for live in shown]), strict=True):
+            if not live.is_termed:
+                self._term_outsiders(live, members)
+            if live.is_dead:
+                self._look_at_rest(live, [member for member in members if member not in live.spare], now)
+        self._deliver()
+        if self._ending and self._sweep_timer is None:
+            self._sweep_timer = self._loop.call_later(self._until_next_sweep(now), self._sweep)
+
+    def _term_outsiders(self, live: _Live, members: list[tree.Member]) -> None:
+        """TERM to those of the tree that are not in the leader's process group; the group has had it."""
+        live.is_termed = True
+        outsiders = [member for member in members if _group_of(member.pid) != live.pid]
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            tree.send_all(outsiders, number, live.spare)
+
+    def _look_at_rest(self, live: _Live, rest: list[tree.Member], now: float) -> None:
+        """The leader has ended: report, or see to the others (in their grace they are left alone)."""
+        if live.killed and now - live.killed > _GIVE_UP:
+            for member in rest:
+                _note(f"{live.attempt.attempt_dir}/{OUTPUT_NAME}", f"process {member.pid} could not be ended")
+            rest = []
+        if not rest:
+            del self._ending[live.attempt.fence]
+            self._finish(live)
+        elif live.killed:
+            tree.send_all(rest, signal.SIGKILL, live.spare)
+
+    def _until_next_sweep(self, now: float) -> float:
+        """A leader in its grace wakes us by ending; the others must be looked for."""
+        wait = min((live.deadline - now for live in self._ending.values() if not live.killed), default=_SWEEP_SLOWEST)
+        if any(live.is_dead or live.killed for live in self._ending.values()):
+            wait = min(wait, self._sweep_pause)
+            self._sweep_pause = min(_SWEEP_SLOWEST, self._sweep_pause * 1.5)
+        return max(0.0, wait)
+
+
+# ---------------------------------------------------------------- starting
+
+
+def _encode(text: str) -> bytes:
+    return text.encode(_ENCODING, "surrogateescape")
+
+
+def _find_program(attempt: Attempt) -> bytes:
+    """The path of argv[0]: itself when it has a slash, else the first program of that name on the attempt's PATH."""
+    name = attempt.argv[0]
+    if "/" in name or not name:
+        return _encode(name)
+    path = attempt.env.get("PATH", os.defpath)
+    for folder in path.split(os.pathsep):
+        place = f"{folder}/{name}" if folder.startswith("/") else os.path.join(attempt.cwd, folder, name)
+        if os.access(place, os.X_OK) and not os.path.isdir(place):
+            return _encode(place)
+    raise FileNotFoundError(errno.ENOENT, f"the program {name!r} was not found on PATH ({path})")
+
+
+def _not_started(live: _Live, error: OSError | ValueError) -> Outcome:
+    number = (error.errno if isinstance(error, OSError) else None) or errno.EINVAL
+    text = _reason(live.attempt, error).encode("utf-8", "backslashreplace")[:MAX_RESULT]
+    return Outcome(live.attempt.fence, Ending.NOT_STARTED, number, live.started, 0.0, 0, text)
+
+
+def _reason(attempt: Attempt, error: OSError | ValueError) -> str:
+    """Why it did not start, in words that name the thing and what to do."""
+    if not isinstance(error, OSError):
+        return "the command is empty" if not attempt.argv else f"it cannot be started: {error}"
+    name = error.filename
+    if name is None:
+        return error.strerror or str(error)
+    if name == attempt.cwd and not os.path.isdir(name):
+        return f"the working directory {name} " + ("is not a directory" if os.path.exists(name) else "does not exist")
+    if name == attempt.cwd and error.errno == errno.EACCES:
+        return f"the working directory {name} may not be entered by this user"
+    if error.errno == errno.E2BIG:
+        size = sum(map(len, attempt.argv)) + sum(len(key) + len(value) + 2 for key, value in attempt.env.items())
+        return f"the arguments and the environment are too long ({size} characters)"
+    if error.errno == errno.ENOEXEC:
+        return f"{name} is no program this system can run: it has no first line that names an interpreter (#!)"
+    there = os.path.join(attempt.cwd, name)
+    if error.errno == errno.ENOENT and os.path.exists(there):
+        return f"{name} names an interpreter in its first line (#!) that does not exist here"
+    if error.errno == errno.ENOENT:
+        return f"{name} does not exist"
+    if error.errno == errno.EACCES:
+        return f"{name} is a folder" if os.path.isdir(there) else f"{name} is not executable (chmod +x?)"
+    return f"{name}: {error.strerror}"
+
+
+# ---------------------------------------------------------------- ending
+
+
+def _wait_for(pid: int) -> tuple[int, int]:
+    """How a child that has ended did so: (CLD_EXITED, code) or (CLD_KILLED or CLD_DUMPED, signal)."""
+    try:
+        if hasattr(os, "waitid"):
+            info = os.waitid(os.P_PID, pid, os.WEXITED)
+            return (info.si_code, info.si_status) if info is not None else (os.CLD_EXITED, 255)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return (os.CLD_EXITED, code) if code >= 0 else (os.CLD_KILLED, -code)
+    except ChildProcessError:
+        return os.CLD_EXITED, 255  # somebody waited for every child of this process; the code is lost
+
+
+def _group_of(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return -1
+
+
+def _read_result(path: str) -> tuple[bytes, str]:
+    """What the attempt wrote to TITAN_RESULT, or b"" and why it cannot be taken."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | _SAFELY)
+    except FileNotFoundError:
+        return b"", ""
+    except OSError as error:
+        return b"", f"the result file cannot be read ({error.strerror})"
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return b"", "the result file is no regular file"
+        data = os.read(fd, MAX_RESULT + 1)
+    except OSError as error:
+        return b"", f"the result file cannot be read ({error.strerror})"
+    finally:
+        os.close(fd)
+    if len(data) > MAX_RESULT:
+        return b"", f"the result has {status.st_size} bytes, at most {MAX_RESULT} are allowed (write a file instead)"
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return b"", "the result is not UTF-8 text"
+    return data, ""
+
+
+def _note(path: str, text: str) -> None:
+    """A line of ours at the end of an attempt's output; a full disk is no reason to fail."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | _SAFELY)
+    except OSError:
+        return
+    try:
+        os.write(fd, f"\n[titan-fast] {text}\n".encode("utf-8", "replace"))
+    except OSError:
+        pass
+    finally:
+        os.close(fd)

@@ -1,0 +1,341 @@
+"""Which processes belong to an attempt, and ending them all.
+
+A process belongs to an attempt by its process group or session, by TITAN_FENCE together with TITAN_ATTEMPT_DIR in
+its environment, by the attempt's output file open on descriptor 1 or 2, or by being a child of one that does
+(reliability.md §6; a process that sheds all of these gets away, and only a cgroup would hold it). Nothing is ever
+signalled by its number alone: by pidfd after its start time was compared, or not at all.
+
+One scan of /proc serves any number of attempts; nothing here is needed for an attempt that ends by itself and
+leaves nobody behind. Where there is no /proc, psutil answers, and descriptors are not looked at.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import functools
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+import psutil
+
+_TO_GROUP = 4
+"""PIDFD_SIGNAL_PROCESS_GROUP (Linux 6.9): to the group led by this process, also when it has been waited for."""
+_STOP_PASSES = 10
+_HAS_PROC = os.path.exists("/proc/self/stat")
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Tree(msgspec.Struct, frozen=True):
+    """How to tell the processes of one attempt."""
+
+    leader: int
+    """The process started first; its number is also that of its group and session."""
+    born: float
+    """Seconds since boot when it was started: nothing older belongs to it (0: unknown)."""
+    fence: bytes = b""
+    """The value of TITAN_FENCE it was given; empty: none was."""
+    place: bytes = b""
+    """The value of TITAN_ATTEMPT_DIR. Fences are unique within one cluster only, folders on the whole machine."""
+    output: tuple[int, int] = (0, 0)
+    """Device and inode of the output file."""
+
+
+class Member(NamedTuple):
+    """A living process of a tree; the number alone would not name it."""
+
+    pid: int
+    start: int
+
+
+class _Process(NamedTuple):
+    pid: int
+    start: int
+    parent: int
+    group: int
+    session: int
+
+
+def boot_time() -> float:
+    """Seconds since boot, the clock that start times of processes are told in."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if _HAS_PROC else 0.0
+
+
+def scan(trees: Sequence[Tree]) -> list[list[Member]]:
+    """The living processes of each tree, in the order of ``trees``; zombies are not among them."""
+    found: list[list[Member]] = [[] for _ in trees]
+    if not trees:
+        return found
+    oldest = min(tree.born for tree in trees)
+    processes = list(_proc_processes(oldest) if _HAS_PROC else _psutil_processes())
+    owner = _by_marks(trees, processes)
+    # Children of members, until there are no more: a list is in no useful order.
+    children: dict[int, list[_Process]] = {}
+    for process in processes:
+        children.setdefault(process.parent, []).append(process)
+    waiting = list(owner.items())
+    while waiting:
+        pid, index = waiting.pop()
+        for child in children.get(pid, ()):
+            if child.pid not in owner:
+                owner[child.pid] = index
+                waiting.append((child.pid, index))
+    for process in processes:
+        if process.pid in owner:
+            found[owner[process.pid]].append(Member(process.pid, process.start))
+    return found
+
+
+def send(member: Member, number: int) -> bool:
+    """Signal one process if it is still the same one; False when it is gone.
+
+    Raises:
+        PermissionError: it runs as somebody else.
+    """
+    try:
+        pidfd = os.pidfd_open(member.pid)
+    except ProcessLookupError:
+        return False
+    except (OSError, AttributeError):
+        return _send_without_pidfd(member, number)
+    try:
+        # The descriptor came first: if the process that has the number now is the one we saw, it has it.
+        if _start_of(member.pid) != member.start:
+            return False
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(pidfd)
+    return True
+
+
+def send_group(pidfd: int, leader: int, number: int) -> bool:
+    """Signal the process group of a leader; False when nobody is in it.
+
+    Safe after the leader was waited for where the kernel can reach a group by pidfd; elsewhere call it before, or
+    right after, when the number cannot have been given away again.
+    """
+    try:
+        if pidfd >= 0 and _reaches_groups():
+            signal.pidfd_send_signal(pidfd, number, None, _TO_GROUP)
+        else:
+            os.killpg(leader, number)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def stop_and_kill(trees: Sequence[Tree], spare: set[Member]) -> list[list[Member]]:
+    """KILL every process of the trees; what was found, which is not proof that it is gone already.
+
+    All are stopped first, again and again until a scan finds nobody new: a process that forks faster than it is
+    found would get away otherwise. ``spare`` are those we may not signal; new ones are added to it.
+    """
+    found: list[list[Member]] = []
+    stopped: set[Member] = set()
+    for _ in range(_STOP_PASSES):
+        found = scan(trees)
+        new = [member for members in found for member in members if member not in stopped and member not in spare]
+        if not new:
+            break
+        stopped.update(new)
+        send_all(new, signal.SIGSTOP, spare)
+    send_all(stopped, signal.SIGKILL, spare)
+    return found
+
+
+def send_all(members: Iterable[Member], number: int, spare: set[Member]) -> None:
+    """Signal each; those we may not signal are added to ``spare``."""
+    for member in members:
+        try:
+            send(member, number)
+        except PermissionError:
+            spare.add(member)
+
+
+def is_held(fd: int) -> bool:
+    """Whether anybody has the file of this read-only descriptor open for writing; False when that cannot be told.
+
+    A read lease can only be taken while nobody writes, so asking for one answers the question for two system calls
+    instead of a walk through every process's descriptors. It is given back at once.
+    """
+    lease = getattr(fcntl, "F_SETLEASE", None)
+    if lease is None:
+        return False
+    try:
+        # Whoever opens the file in between makes the kernel send the lease's signal: not SIGIO, which would end us.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, lease, fcntl.F_RDLCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    fcntl.fcntl(fd, lease, fcntl.F_UNLCK)
+    return False
+
+
+def has_exited(pid: int) -> bool:
+    """Whether a child of ours has ended; it stays to be waited for."""
+    try:
+        if hasattr(os, "waitid"):
+            return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except (ChildProcessError, psutil.NoSuchProcess):
+        return True
+
+
+# ---------------------------------------------------------------- who belongs
+
+
+def _by_marks(trees: Sequence[Tree], processes: list[_Process]) -> dict[int, int]:
+    """pid -> index of its tree, by what the process itself shows."""
+    leaders = {tree.leader: index for index, tree in enumerate(trees)}
+    fences: dict[bytes, list[int]] = {}
+    outputs: dict[tuple[int, int], int] = {}
+    for index, tree in enumerate(trees):
+        if tree.fence and tree.place:
+            fences.setdefault(tree.fence, []).append(index)
+        if tree.output != (0, 0):
+            outputs[tree.output] = index
+    owner: dict[int, int] = {}
+    myself = os.getpid()
+    for process in processes:
+        if process.pid == myself:
+            continue
+        index = leaders.get(process.group, leaders.get(process.session, -1))
+        if index < 0 and fences:
+            index = _by_environment(process.pid, trees, fences)
+        if index < 0 and outputs:
+            index = _by_output(process.pid, outputs)
+        if index >= 0:
+            owner[process.pid] = index
+    return owner
+
+
+def _by_environment(pid: int, trees: Sequence[Tree], fences: dict[bytes, list[int]]) -> int:
+    environment = b"\0" + _environment_of(pid)
+    _, mark, rest = environment.partition(b"\0TITAN_FENCE=")
+    if mark:
+        for index in fences.get(rest.partition(b"\0")[0], ()):
+            if b"\0TITAN_ATTEMPT_DIR=" + trees[index].place + b"\0" in environment:
+                return index
+    return -1
+
+
+def _by_output(pid: int, outputs: dict[tuple[int, int], int]) -> int:
+    if _HAS_PROC:
+        for number in (1, 2):
+            try:
+                status = os.stat(f"/proc/{pid}/fd/{number}")
+            except OSError:
+                continue
+            index = outputs.get((status.st_dev, status.st_ino), -1)
+            if index >= 0:
+                return index
+    return -1
+
+
+# ---------------------------------------------------------------- the table of processes
+
+
+def _read(path: str) -> bytes:
+    """A file of /proc whole; empty when the process is gone or not ours to look at."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        data = os.read(fd, 1 << 16)
+        if len(data) < 1 << 12:
+            return data
+        parts = [data]
+        while data := os.read(fd, 1 << 16):
+            parts.append(data)
+        return b"".join(parts)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
+def _proc_processes(oldest: float) -> Iterator[_Process]:
+    """Living processes started after ``oldest`` seconds since boot."""
+    first = int((oldest - 0.05) * _TICKS)
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (process := _proc_process(name)) is not None and process.start >= first:
+            yield process
+
+
+def _proc_process(pid: int | str) -> _Process | None:
+    stat = _read(f"/proc/{pid}/stat")
+    # The name stands in parentheses and may hold any character, parentheses included.
+    fields = stat[stat.rfind(b")") + 2 :].split(None, 20)
+    if len(fields) < 20 or fields[0] in (b"Z", b"X"):
+        return None
+    return _Process(int(pid), int(fields[19]), int(fields[1]), int(fields[2]), int(fields[3]))
+
+
+def _psutil_processes() -> Iterator[_Process]:
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                yield _Process(
+                    process.pid,
+                    int(process.create_time() * 1e6),
+                    process.ppid(),
+                    os.getpgid(process.pid),
+                    os.getsid(process.pid),
+                )
+        except (psutil.Error, OSError):
+            continue
+
+
+def _start_of(pid: int) -> int:
+    """When a living process started, in the unit of `Member.start`; -1 when there is none."""
+    if _HAS_PROC:
+        process = _proc_process(pid)
+        return -1 if process is None else process.start
+    try:
+        return int(psutil.Process(pid).create_time() * 1e6)
+    except psutil.Error:
+        return -1
+
+
+def _environment_of(pid: int) -> bytes:
+    if _HAS_PROC:
+        return _read(f"/proc/{pid}/environ")
+    try:
+        entries = psutil.Process(pid).environ()
+    except (psutil.Error, OSError):
+        return b""
+    return b"".join(os.fsencode(f"{key}={value}") + b"\0" for key, value in entries.items())
+
+
+def _send_without_pidfd(member: Member, number: int) -> bool:
+    if _start_of(member.pid) != member.start:
+        return False
+    try:
+        os.kill(member.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@functools.cache
+def _reaches_groups() -> bool:
+    """Whether the kernel can signal a group by pidfd; EINVAL is its way to say that it cannot."""
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        signal.pidfd_send_signal(pidfd, 0, None, _TO_GROUP)
+    except OSError as error:
+        return error.errno != errno.EINVAL
+    finally:
+        os.close(pidfd)
+    return True
