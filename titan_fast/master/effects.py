@@ -13,6 +13,7 @@ from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import send, send_hot
 from titan_fast.protocol.opcodes import Op
 from titan_fast.scheduler import commands as cmd
+from titan_fast.scheduler.facts import Fact, RunAccepted
 
 if TYPE_CHECKING:
     from titan_fast.master.server import Master
@@ -38,25 +39,37 @@ class Effects:
     def __init__(self, master: Master) -> None:
         self._master = master
         self._acknowledge: set[Session] = set()
+        self._accepted: dict[int, int] = {}
+        """Runs whose admission is not durable yet, and the position of that fact."""
 
     def acknowledge(self, session: Session) -> None:
         """This session's results are in this turn's facts."""
         self._acknowledge.add(session)
 
-    def assign(self, commands: Iterable[cmd.Command]) -> None:
-        """The turn's assignments: one frame per worker, specs first where the worker has not seen them."""
-        batches: dict[str, _Batch] = {}
+    def assign(self, commands: Iterable[cmd.Command], facts: Iterable[Fact]) -> None:
+        """The turn's assignments: one frame per worker, specs first where the worker has not seen them.
+
+        They leave at once. Only those of a run whose admission is not durable yet wait for it: a process that has
+        started cannot be taken back, and its run might never have been.
+        """
+        pump = self._master.pump
+        self._accepted = {run: position for run, position in self._accepted.items() if position > pump.durable}
+        for position, fact in enumerate(facts, pump.position + 1):
+            if isinstance(fact, RunAccepted):
+                self._accepted[fact.run] = position
+        batches: dict[tuple[str, int], _Batch] = {}
         for command in commands:
             if not isinstance(command, cmd.Assign):
                 continue
             session = self._master.worker_sessions.get(command.worker)
             if session is None:
                 continue  # its inventory will not name them, so they go elsewhere
-            batch = batches.setdefault(command.worker, _Batch())
+            after = self._accepted.get(command.run, 0)
+            batch = batches.setdefault((command.worker, after), _Batch())
             run = self._master.scheduler.state.runs[command.run]
             payload = run.payload_slice(command.spec, command.first - run.first[command.spec], command.count)
             if (command.run, command.spec) not in session.known_specs:
-                self._send_spec(session, command)
+                self._send_spec(session, command, after)
             batch.rows.append(
                 (
                     command.run,
@@ -72,31 +85,38 @@ class Effects:
             batch.tail.append(payload)
             batch.size += len(payload)
             if len(batch.rows) >= LOTS_PER_FRAME or batch.size > TAIL_PER_FRAME:
-                self._send_lots(session, batches.pop(command.worker))
-        for worker, batch in batches.items():
-            self._send_lots(self._master.worker_sessions[worker], batch)
+                self._send_lots(session, batches.pop((command.worker, after)), after)
+        for (worker, after), batch in batches.items():
+            self._send_lots(self._master.worker_sessions[worker], batch, after)
 
-    def _send_spec(self, session: Session, command: cmd.Assign) -> None:
+    def _send_spec(self, session: Session, command: cmd.Assign, after: int) -> None:
         run = self._master.scheduler.state.runs[command.run]
         spec = command.spec
         session.known_specs.add((run.id, spec))
-        session.send(
-            send(
-                msg.Spec(
-                    run.id,
-                    spec,
-                    run.names[spec],
-                    run.first[spec],
-                    spec in run.arrays,
-                    _decode_work(run.works[spec]),
-                    run.env,
-                    run.project,
-                )
+        frame = send(
+            msg.Spec(
+                run.id,
+                spec,
+                run.names[spec],
+                run.first[spec],
+                spec in run.arrays,
+                _decode_work(run.works[spec]),
+                run.env,
+                run.project,
             )
         )
+        self._send(session, frame, after)
 
-    def _send_lots(self, session: Session, batch: _Batch) -> None:
-        session.send(send_hot(Op.ASSIGN, 0, list(zip(*batch.rows, strict=True)), b"".join(batch.tail)))
+    def _send_lots(self, session: Session, batch: _Batch, after: int) -> None:
+        frame = send_hot(Op.ASSIGN, 0, list(zip(*batch.rows, strict=True)), b"".join(batch.tail))
+        self._send(session, frame, after)
+
+    @staticmethod
+    def _send(session: Session, frame: bytes, after: int) -> None:
+        if after:
+            session.send_after(after, frame)
+        else:
+            session.send(frame)
 
     def carry_out(self, commands: Iterable[cmd.Command]) -> None:
         """Everything that waits for the turn's facts."""
@@ -116,11 +136,13 @@ class Effects:
 
     def _refuse(self, command: cmd.Refuse) -> None:
         ticket = self._master.intake.tickets.pop(command.ticket)
+        if ticket.op is Op.ATTACH:
+            ticket.session.attaching = False
         ticket.session.refuse_request(command.error, ticket.request)
 
     def _verdict(self, command: cmd.Verdict) -> None:
         ticket = self._master.intake.tickets.pop(command.ticket)
-        ticket.session.reply(msg.VerdictMessage(command.keep, command.kill), ticket.request)
+        ticket.session.attach(msg.VerdictMessage(command.keep, command.kill), ticket.request)
 
     def _recall(self, command: cmd.Recall) -> None:
         session = self._master.worker_sessions.get(command.worker)

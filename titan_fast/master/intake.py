@@ -68,7 +68,6 @@ class Intake:
             log.info("%s: %s refused: %s", session.describe(), incoming.op.name, error)
             if incoming.op.hot:
                 # Records that cannot be read mean that the two sides no longer agree: start over.
-                session.send_when_durable(b"")
                 session.refuse_request(error, 0)
                 session.flush(self._master.pump.durable)
                 session.close()

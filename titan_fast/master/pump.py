@@ -75,7 +75,7 @@ class Pump:
             self.intake.take(session, incoming)
         self.scheduler.place()
         facts, commands = self.scheduler.take()
-        self.effects.assign(commands)
+        self.effects.assign(commands, facts)
         if facts:
             self.position += len(facts)
             self.store.commit(self.epoch, facts)

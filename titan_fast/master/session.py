@@ -42,12 +42,15 @@ class Session(asyncio.Protocol):
         self.known_specs: set[tuple[int, int]] = set()
         self.acknowledge = -1
         """Sequence of the last RESULT frame, to be acknowledged with this turn's facts."""
+        self.attaching = False
+        """An ATTACH is here and its VERDICT not yet made: nothing overtakes it."""
         self.choked = False
         """The peer does not drain what we wrote."""
         self.closed = False
         self._transport: asyncio.Transport | None = None
         self._now: list[bytes] = []
         self._later: deque[tuple[int, bytes]] = deque()
+        self._attached: list[bytes] = []
         self._hello: msg.Hello | None = None
         self._nonce = ""
         self._timer: asyncio.TimerHandle | None = None
@@ -184,13 +187,28 @@ class Session(asyncio.Protocol):
 
     def send(self, frame: bytes) -> None:
         """Leaves with this turn, whatever is durable: specs, assignments, echoes, refusals."""
-        self._now.append(frame)
+        (self._attached if self.attaching else self._now).append(frame)
+        self.master.pump.touched.add(self)
+
+    def send_after(self, position: int, frame: bytes) -> None:
+        """Leaves when the fact at ``position`` is durable, in the order of these calls."""
+        if self.attaching:
+            self._attached.append(frame)
+        else:
+            self._later.append((position, frame))
         self.master.pump.touched.add(self)
 
     def send_when_durable(self, frame: bytes) -> None:
         """Leaves when every fact made so far is durable."""
-        self._later.append((self.master.pump.position, frame))
-        self.master.pump.touched.add(self)
+        self.send_after(self.master.pump.position, frame)
+
+    def attach(self, verdict: Message, request: int) -> None:
+        """The verdict, and behind it what was held back for it."""
+        self.attaching = False
+        self.reply(verdict, request)
+        held, self._attached = self._attached, []
+        for frame in held:
+            self.send_when_durable(frame)
 
     def reply(self, message: Message, request: int, attachments: tuple[bytes, ...] = ()) -> None:
         self.send_when_durable(send(message, attachments, request, is_reply=True))
@@ -200,12 +218,14 @@ class Session(asyncio.Protocol):
         self.send(send_error(error, request))
 
     def flush(self, durable: int) -> None:
-        """One write for all that may leave."""
+        """One write for all that may leave; what waited for the disk goes first, since it was said first."""
         later = self._later
+        frames = []
         while later and later[0][0] <= durable:
-            self._now.append(later.popleft()[1])
-        if self._now:
-            frames, self._now = self._now, []
+            frames.append(later.popleft()[1])
+        frames += self._now
+        self._now = []
+        if frames:
             self._write(b"".join(frames))
 
     def _write(self, data: bytes) -> None:
