@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from titan_fast import Graph
+from titan_fast.model.wfformat import greedy_makespan, load_instance
 from titan_fast.testing.cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
@@ -238,19 +239,32 @@ def test_our_own_small_instance_replays_without_violations(cli):
     replay(cli, ROOT / "tests/data/diamond.wfformat.json", "0.01")
 
 
-SCALES = {
-    "1000genome-chameleon-2ch-100k-001": 0.02,
-    "blast-chameleon-small-001": 0.1,
-    "montage-chameleon-2mass-01d-001": 0.05,
-    "rnaseq-dirt02-001": 0.005,
-    "seismology-chameleon-700p-001": 0.1,
-    "soykb-chameleon-10fastq-20ch-001": 0.0002,
-}
+NAMES = (
+    "1000genome-chameleon-2ch-100k-001",
+    "blast-chameleon-small-001",
+    "montage-chameleon-2mass-01d-001",
+    "rnaseq-dirt02-001",
+    "seismology-chameleon-700p-001",
+    "soykb-chameleon-10fastq-20ch-001",
+)
 
 
-@pytest.mark.parametrize("name", SCALES)
-def test_published_instances_replay_without_violations(cli, name):
+def replay_published(cli, name, seconds):
+    """An instance, scaled so that the best possible schedule takes ``seconds`` on 16 slots."""
     file = INSTANCES / f"{name}.json"
     if not file.exists():
         pytest.skip(f"the published instances are not beside this checkout ({INSTANCES})")
-    print(replay(cli, file, SCALES[name]))
+    scale = seconds / greedy_makespan(load_instance(file), 16)
+    document = replay(cli, file, f"{scale:.9f}")
+    print(f"{name}: {document}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_instances_replay_without_violations(cli, name):
+    replay_published(cli, name, 2.0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_published_instances_replay_in_their_long_size(cli, name):
+    replay_published(cli, name, 20.0)

@@ -97,14 +97,16 @@ class LocalCluster:
     # ------------------------------------------------------------ stopping
 
     def stop(self, timeout: float = 30.0) -> None:
-        """In order: the master places nothing more and drains, then the workers go."""
-        if self.master is not None:
-            _end(self.master, timeout)
+        """In order: the workers take nothing more, finish what runs and report it; then the master goes."""
         for worker in self.workers.values():
             if worker.poll() is None:
                 worker.send_signal(signal.SIGTERM)
         for worker in self.workers.values():
-            _end(worker, timeout)
+            _wait(worker, timeout)
+        if self.master is not None:
+            if self.master.poll() is None:
+                self.master.send_signal(signal.SIGTERM)
+            _wait(self.master, timeout)
         self.workers.clear()
         self.master = None
 
@@ -112,7 +114,7 @@ class LocalCluster:
         """A second request to stop: nobody waits for what runs."""
         for process in filter(None, [self.master, *self.workers.values()]):
             if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGINT)
 
     def ended(self) -> str:
         """The name of a process that ended by itself; empty when all are there."""
@@ -148,11 +150,9 @@ def _read_ready(fd: int, process: subprocess.Popen[bytes]) -> str:
     raise error
 
 
-def _end(process: subprocess.Popen[bytes], timeout: float) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def _wait(process: subprocess.Popen[bytes], timeout: float) -> None:
+    try:
+        process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
