@@ -13,6 +13,7 @@ import time
 import pytest
 
 from titan_fast.config import token_path
+from titan_fast.model.spec import GraphSpec
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Connection, send, send_hot
 from titan_fast.protocol.opcodes import Op, Role
@@ -150,7 +151,7 @@ def test_a_client_with_a_bad_request_gets_a_typed_error_and_goes_on(address, clu
     link.sendall(HEADER.pack(2, Op.SUBMIT, 0, 0, len(body) + 4) + (7).to_bytes(4, "big") + body)
     refused = answer(link, connection)
     assert (refused.request, refused.message.code) == (7, "bad_message")
-    assert refused.message.field == "$.graph.tasks[0].priority"
+    assert refused.message.field == "graph.tasks[0].priority"
     link.sendall(send(msg.Attach("w", "w", "n", 1, 1), request=8))
     assert answer(link, connection).message.code == "wrong_role"
     link.sendall(send(msg.Stats(), request=9))
@@ -190,7 +191,7 @@ def bombard(address, cluster, count, seed):
         send(msg.Show(1), request=7),
         send(msg.Logs(1, "a"), request=8),
         send(msg.Cancel(1), request=9),
-        send(msg.Submit(), (b"abc",), request=10),
+        send(msg.Submit(graph=GraphSpec("x", ())), (b"abc",), request=10),
         send(msg.BlobPut(digest="0" * 64, offset=0, size=3), (b"abc",), request=11),
         send(msg.Attach("w", "w", "n", 1, 1), request=12),
         send_hot(Op.RESULT, 1, [[1]] * 11),

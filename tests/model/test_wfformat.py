@@ -170,12 +170,10 @@ def test_the_bounds_of_the_diamond(diamond):
 
 
 def test_what_became_ready_first_starts_first_and_then_what_stands_first():
-    # c is ready at 1, after b; a stands before both but is ready at 2.
-    late = instance(("a", 5, "y"), ("b", 1, ""), ("x", 1, ""), ("y", 1, "x"), ("c", 3, "x"))
-    # two slots: 0: b, x   1: y, c   2: a   ends at 7
-    assert greedy_makespan(late, 2) == 7.0
-    # one slot: b x y c a
-    assert greedy_makespan(late, 1) == 11.0
+    late = instance(("a", 4, "b"), ("e", 3, ""), ("x", 1, ""), ("b", 1, ""), ("d", 3, ""), ("c", 1, "x"))
+    # 0: e and x; 1: b, for c is ready only now; 2: d, for a is ready only now; 3: c, ready before a; 4: a, until 8.
+    assert greedy_makespan(late, 2) == 8.0
+    assert greedy_makespan(late, 1) == 13.0
     greedy = instance(("short", 1, ""), ("also", 1, ""), ("long", 10, ""))
     assert greedy_makespan(greedy, 2) == 11.0  # a scheduler that knew would need 10
     assert floor(greedy, 2) == 10.0
@@ -265,7 +263,6 @@ def start(graph, name, **more):
 
 def test_a_replayed_task_is_one_process_that_sleeps_and_says_when(bash, tmp_path):
     report = tmp_path / "a report"
-    one = instance(("it's $1 task", 0.25, ""))
     one = Instance("x", (InstanceTask("it's $1 task", 0.25, ()),))
     before = time.time()
     assert start(to_graph(one, 1.0, report), "it's $1 task").wait() == 0
@@ -276,13 +273,19 @@ def test_a_replayed_task_is_one_process_that_sleeps_and_says_when(bash, tmp_path
     assert check_report(one, report.read_text()) == []
 
 
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="children are looked for in /proc")
 def test_a_replayed_task_starts_nothing_else(bash, tmp_path):
     report = tmp_path / "report"
     running = start(to_graph(Instance("x", (InstanceTask("t", 60.0, ()),)), 1.0, report), "t")
     try:
         deadline = time.monotonic() + 20
-        while not (report.exists() and report.read_text()) and time.monotonic() < deadline:
+        # Asleep is both a shell that waits for its `sleep` and one that sleeps itself: the children tell.
+        while not (report.exists() and report.read_text() and state(running.pid) == "S"):
+            assert time.monotonic() < deadline, "it did not go to sleep"
             time.sleep(0.005)
         assert report.read_text().startswith("start ")
         assert Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text() == ""

@@ -402,6 +402,14 @@ def test_a_file_that_wants_an_input_is_a_good_file(tmp_path):
     ]
 
 
+def test_a_task_named_by_an_input_nobody_gave_may_be_needed(tmp_path):
+    path = tmp_path / "g.yaml"
+    path.write_text("inputs: {day: }\ntasks: [{id: 'a-${inputs.day}', run: x}, {id: b, run: x, needs: a-monday}]")
+    assert lint_file(path) == []
+    assert load_file(path, {"day": "monday"}).graph.tasks[1].needs == ("a-monday",)
+    assert len(lint_file(path, {"day": "sunday"})) == 1
+
+
 def test_lint_says_what_load_says_all_of_it_and_in_order(tmp_path):
     path = tmp_path / "g.yaml"
     path.write_text("tasks:\n- {id: a, run: x, needs: b}\n- {id: c, run: x, when: never}\nname: [x]\nnmae: x\n")

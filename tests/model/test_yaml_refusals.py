@@ -287,6 +287,9 @@ def test_a_task_must_say_what_to_run():
         "f.yaml:4: task 'c': run: the command is empty",
         "f.yaml:6: task 'd': file: the path is empty",
     ]
+    assert problems("tasks:\n- id: a\n  file: x.py\n  run: x\n") == [
+        "f.yaml:4: task 'a': 'file' and 'run' exclude each other"
+    ]
     assert problems("tasks:\n  a:\n  b: {run: x}") == [
         "f.yaml:2: task 'a': there is nothing to run (give 'run' or 'file')"
     ]
@@ -490,6 +493,10 @@ def test_inputs_are_known_and_given():
     assert problems("inputs: {a: 1}\ntasks: {a: {run: x}}", a="\0") == [
         "f.yaml:1: --set a: the value holds a NUL character, which no program can be given"
     ]
+    assert problems("inputs: {a: 1}\ntasks: {a: {run: x}}", a="caf\udce9") == [
+        "f.yaml:1: --set a: the value is not UTF-8 text"
+    ]
+    assert load_text("inputs: {a: 1}\ntasks: {a: {run: '${inputs.a}'}}", "f", {"a": "café"})
 
 
 # ---------------------------------------------------------------- all of it

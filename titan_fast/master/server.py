@@ -30,6 +30,7 @@ from titan_fast.master.session import Session
 from titan_fast.master.store.base import Store
 from titan_fast.master.store.memory import MemoryStore
 from titan_fast.master.watch import Followers, Watchers
+from titan_fast.model.archive import mark_private
 from titan_fast.protocol import messages as msg
 from titan_fast.scheduler.core import Scheduler
 from titan_fast.scheduler.events import StopRequested
@@ -39,8 +40,6 @@ log = logging.getLogger("titan_fast.master")
 
 COLLECT_AFTER = 5.0
 """Seconds without a fact after which garbage is collected."""
-STATE_MARKER = ".titan-state"
-"""A file that marks a state directory, so that no project archive ever takes it along."""
 
 
 class Master:
@@ -108,7 +107,7 @@ class Master:
         """One master per state directory. The lock dies with the process and is not inherited by what it starts."""
         try:
             self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            (self.state_dir / STATE_MARKER).touch()
+            mark_private(self.state_dir)
             self._lock = (self.state_dir / "lock").open("a+")
         except OSError as error:
             raise InvalidUsage(f"cannot use the state directory {self.state_dir}: {error.strerror}") from None

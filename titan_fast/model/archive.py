@@ -16,9 +16,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from pathspec import GitIgnoreSpec
-
 from titan_fast.errors import ProjectError
+from titan_fast.model.ignore import IgnoreFile
 from titan_fast.model.units import format_size
 
 MAX_ARCHIVE = 256 << 20
@@ -93,34 +92,30 @@ class _Rules:
 
     def __init__(self, file_name: str) -> None:
         self._file_name = file_name
-        self._specs: list[tuple[int, GitIgnoreSpec]] = []
+        self._files: list[tuple[int, IgnoreFile]] = []
 
     @contextlib.contextmanager
     def inside(self, folder: Path, name: str) -> Iterator[None]:
         """The rules while ``folder``, called ``name`` in the archive, is read."""
-        spec = self._read(folder / self._file_name)
-        if spec is not None:
-            self._specs.append((len(name) + 1 if name else 0, spec))
+        file = self._read(folder / self._file_name)
+        if file is not None:
+            self._files.append((len(name) + 1 if name else 0, file))
         yield
-        if spec is not None:
-            self._specs.pop()
+        if file is not None:
+            self._files.pop()
 
-    def _read(self, path: Path) -> GitIgnoreSpec | None:
+    def _read(self, path: Path) -> IgnoreFile | None:
         try:
-            lines = path.read_text("utf-8", "surrogateescape").splitlines()
+            return IgnoreFile(path.read_text("utf-8-sig", "surrogateescape").split("\n"))
         except (FileNotFoundError, IsADirectoryError):
             return None
         except OSError as error:
             raise ProjectError(f"{path} cannot be read: {error.strerror}", hint="mend its permissions") from error
-        try:
-            return GitIgnoreSpec.from_lines(lines)
-        except ValueError as error:
-            raise ProjectError(f"{path} has a pattern that cannot be read: {error}") from error
 
     def verdict(self, name: str, is_folder: bool) -> bool | None:
         """True: left out; False: brought back (``!name``); None: nothing is said about it."""
-        for start, spec in reversed(self._specs):
-            said = spec.check_file(name[start:] + ("/" if is_folder else "")).include
+        for start, file in reversed(self._files):
+            said = file.verdict(name[start:], is_folder)
             if said is not None:
                 return said
         return None
@@ -176,8 +171,11 @@ class _Listing:
         for name in dict.fromkeys(files):
             path = self._root / name
             status = self._status(path, name)
-            if not self._is_inside(os.path.realpath(path)):
+            end = Path(os.path.realpath(path))
+            if not self._is_inside(end):
                 raise ProjectError(f"'{name}' leads outside the project")
+            if end != path:
+                self._refuse_private(end, name)
             if not stat.S_ISREG(status.st_mode):
                 raise ProjectError(f"'{name}' in the project is not a file")
             self._add(_Entry(name, path, status.st_size))
@@ -226,16 +224,19 @@ class _Listing:
             raise ProjectError(f"'{name}' is a link that leads outside the project, to {end}", hint=_IGNORE)
         if not os.path.exists(end):
             raise ProjectError(f"'{name}' is a link that leads nowhere, to {os.readlink(link)}", hint=_IGNORE)
-        if any(end == folder or end in folder.parents for folder in self._open):
+        if end in self._open:
             raise ProjectError(f"'{name}' is a link that leads to a folder around it", hint=_IGNORE)
-        # What must never leave the machine does not leave it under another name.
+        self._refuse_private(end, name)
+        return end
+
+    def _refuse_private(self, end: Path, name: str) -> None:
+        """What must never leave the machine does not leave it under another name."""
         for folder in [end, *end.parents]:
             if folder == self._root:
-                break
+                return
             if folder.name in (".git", "tokens") or _has(folder, PRIVATE_MARKER):
                 what = f"'{name}' is a link into {folder.relative_to(self._root)}/, which is left out of projects"
                 raise ProjectError(what, hint=_IGNORE)
-        return end
 
     def _is_inside(self, path: str | Path) -> bool:
         return Path(path).is_relative_to(self._root)

@@ -4,9 +4,9 @@ Reads an instance, says how fast any scheduler could be with it, makes a graph o
 process that sleeps as long as the recorded one ran, and checks what those processes wrote down about themselves.
 
 A replayed task is one `bash` that starts nothing else: it takes the time from EPOCHREALTIME and sleeps in
-`read -t` on a pipe nobody writes to. Measured on two cores, 2 at a time, no sleep: 1,900 processes/s, against
-1,100 with a `sleep` child, 1,450 for perl (whose clock needs a system call number of each architecture: HiRes is
-not in perl-base), 770 for sh with `date`, 500 for perl with HiRes and 280 for `python -I -S`. bash is essential on
+`read -t` on a pipe nobody writes to. Measured on two cores, 2 at a time, no sleep, in one run: 1,680 processes/s,
+against 950 with a `sleep` child, 1,410 for perl (whose clock needs a system call number of each architecture: HiRes
+is not in perl-base), 750 for sh with `date`, 480 for perl with HiRes and 190 for `python -I -S`. bash is essential on
 Debian.
 """
 

@@ -160,6 +160,9 @@ class _File:
                 self.problems.add(line, f"--set {key}: this file has no such input{hint}")
             elif "\0" in value:
                 self.problems.add(line, f"--set {key}: the value holds a NUL character, which no program can be given")
+            elif not value.isascii() and value.encode("utf-8", "replace").decode() != value:
+                # Bytes of the command line that are no text arrive as lone surrogates, which no message can carry.
+                self.problems.add(line, f"--set {key}: the value is not UTF-8 text")
 
     def _input(self, key: str, default: Entry) -> str | None:
         if key in self._given:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -107,25 +107,27 @@ class Client:
         return self.submit_loaded(load_file(Path(path), dict(inputs or {})))
 
     def submit_loaded(self, loaded: LoadedGraph) -> RunHandle:
-        return self._submit(loaded.graph, tuple(loaded.payloads), loaded.project_dir)
+        return self._submit(loaded.graph, tuple(loaded.payloads), loaded.project_dir, tuple(loaded.project_files))
 
     def submit_spec(self, graph: GraphSpec) -> RunHandle:
         """Admit a graph that is described already, without a project."""
         return self._submit(graph, (), None)
 
-    def _submit(self, graph: GraphSpec, payloads: tuple[bytes, ...], project: Path | None) -> RunHandle:
+    def _submit(
+        self, graph: GraphSpec, payloads: tuple[bytes, ...], project: Path | None, files: tuple[str, ...] = ()
+    ) -> RunHandle:
         if project is not None:
-            graph = msgspec.structs.replace(graph, project=self.upload_project(project))
+            graph = msgspec.structs.replace(graph, project=self.upload_project(project, files))
         return RunHandle(self, self.call(calls.submit(graph, payloads)))
 
-    def upload_project(self, folder: Path) -> str:
-        """Bring a folder to the master, unless it is there already. Returns its address."""
+    def upload_project(self, folder: Path, files: Sequence[str] = ()) -> str:
+        """Bring a folder (or only some files of it) to the master, unless it is there already. Returns its address."""
         import tempfile
 
         from titan_fast.model.archive import pack_project
 
         with tempfile.TemporaryFile() as archive:
-            digest, size = pack_project(folder, archive)
+            digest, size = pack_project(folder, archive, files)
             if self.call(calls.blob_size(digest)) == size:
                 return digest
             archive.seek(0)
