@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from titan_fast.errors import InvalidGraph
-from titan_fast.model.names import check_name, closest, normal_capabilities
+from titan_fast.model.expand import Matrix
+from titan_fast.model.names import check_graph_name, check_name, closest, normal_capabilities
 from titan_fast.model.spec import DEFAULT_GRACE, Affinity, GraphSpec, Retry, TaskSpec, Work
 from titan_fast.model.units import parse_duration
 
@@ -21,10 +21,10 @@ Duration = float | str
 class Task:
     """A task of a graph being built: name it in ``needs`` of others."""
 
-    def __init__(self, graph: Graph, spec: TaskSpec, payload: bytes | None = None) -> None:
+    def __init__(self, graph: Graph, spec: TaskSpec, matrix: Matrix | None = None) -> None:
         self.graph = graph
         self.spec = spec
-        self.payload = payload
+        self.matrix = matrix
 
     @property
     def name(self) -> str:
@@ -44,8 +44,7 @@ class Graph:
     """
 
     def __init__(self, name: str, *, project: str | Path | None = None, env: Mapping[str, str] | None = None) -> None:
-        check_name(name)
-        self.name = name
+        self.name = _checked(check_graph_name, name)
         self.project = None if project is None else Path(project)
         self.env = dict(env or {})
         self.tasks: dict[str, Task] = {}
@@ -86,30 +85,31 @@ class Graph:
         Raises:
             InvalidGraph: names the task and what is wrong with it.
         """
-        check_name(name)
+        _checked(check_name, name)
         if name in self.tasks:
             raise InvalidGraph(f"task '{name}' is there already")
         parents = tuple(self._parent(name, parent) for parent in needs)
-        payload, count = _expand(name, matrix)
+        members = _matrix(name, matrix)
+        work = self._work(name, run, file, args, python, env, timeout, grace)
+        _check_references(name, work, members)
         spec = TaskSpec(
             name=name,
-            work=self._work(name, run, file, args, python, env, timeout, grace),
+            work=work,
             needs=parents,
-            requires=normal_capabilities(list(requires)),
+            requires=_capabilities(name, requires),
             priority=int(priority),
             delay=_seconds(name, "delay", delay),
             retry=retry if retry is not None else Retry(max=retries),
             when=when,
             affinity=_affinity(name, affinity, bool(parents)),
-            count=count,
-            payload=-1,
-            array=matrix is not None,
+            count=members.count if members is not None else 1,
+            array=members is not None,
         )
         if when not in ("success", "failure", "always"):
             raise InvalidGraph(f"task '{name}': when={when!r} is not success, failure or always")
         if spec.retry.max < 0:
             raise InvalidGraph(f"task '{name}': retries cannot be negative")
-        task = self.tasks[name] = Task(self, spec, payload)
+        task = self.tasks[name] = Task(self, spec, members)
         return task
 
     def _parent(self, name: str, parent: Task | str) -> str:
@@ -168,9 +168,9 @@ class Graph:
         specs = []
         for task in self.tasks.values():
             spec = task.spec
-            if task.payload is not None:
+            if task.matrix is not None:
                 spec = msgspec.structs.replace(spec, payload=len(payloads))
-                payloads.append(task.payload)
+                payloads.append(task.matrix.to_payload())
             specs.append(spec)
         return GraphSpec(self.name, tuple(specs), self.env), tuple(payloads)
 
@@ -197,18 +197,45 @@ def _affinity(name: str, value: bool | str | Affinity | None, has_parents: bool)
     return Affinity("key", value)
 
 
-def _expand(name: str, matrix: Mapping[str, Sequence[object]] | None) -> tuple[bytes | None, int]:
-    """The payloads of a matrix' members, in order, and how many there are."""
-    if matrix is None:
-        return None, 1
-    if not matrix or any(not len(values) for values in matrix.values()):
+def _matrix(name: str, values: Mapping[str, Sequence[object]] | None) -> Matrix | None:
+    """The matrix of an array; every value as the text that stands for it."""
+    if values is None:
+        return None
+    if not values or any(not len(column) for column in values.values()):
         raise InvalidGraph(f"task '{name}': the matrix has no values")
-    rows: list[dict[str, Any]] = [
-        dict(zip(matrix, combination, strict=True)) for combination in itertools.product(*matrix.values())
-    ]
-    bodies = [msgspec.json.encode(row) for row in rows]
-    at, offsets = 0, [b"\0\0\0\0"]
-    for body in bodies:
-        at += len(body)
-        offsets.append(at.to_bytes(4, "big"))
-    return b"".join(offsets) + b"".join(bodies), len(rows)
+    matrix = Matrix({key: tuple(_text(value) for value in column) for key, column in values.items()})
+    try:
+        matrix.check()
+    except ValueError as error:
+        raise InvalidGraph(f"task '{name}': matrix: {error}") from None
+    return matrix
+
+
+def _text(value: object) -> str:
+    """As YAML writes it: ``true``, not ``True``."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _check_references(name: str, work: Work, matrix: Matrix | None) -> None:
+    """Every ``${matrix.x}`` must name a list of the matrix, or the worker would find out."""
+    known = matrix or Matrix({})
+    for text in (*work.argv, work.shell, *work.args, *work.env.values()):
+        try:
+            known.count_texts(text)
+        except KeyError as error:
+            there = ", ".join(known.values) or "no matrix"
+            raise InvalidGraph(f"task '{name}': ${{matrix.{error.args[0]}}} is not there; there is {there}") from None
+
+
+def _capabilities(name: str, requires: Iterable[str]) -> tuple[str, ...]:
+    try:
+        return normal_capabilities(list(requires))
+    except ValueError as error:
+        raise InvalidGraph(f"task '{name}': requires: {error}") from None
+
+
+def _checked(check: Callable[[str], str], name: str) -> str:
+    try:
+        return check(name)
+    except ValueError as error:
+        raise InvalidGraph(str(error)) from None

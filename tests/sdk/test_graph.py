@@ -1,0 +1,79 @@
+"""Building graphs in Python: what is wrong is said at the line that is wrong, by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from titan_fast import Graph
+from titan_fast.errors import InvalidGraph
+from titan_fast.model.spec import Affinity
+
+
+def test_a_graph_becomes_a_spec_with_every_default_resolved(tmp_path):
+    (tmp_path / "job.py").write_text("pass")
+    graph = Graph("nightly", project=tmp_path, env={"A": "1"})
+    first = graph.task("first", run=["echo", 7], retries=2, timeout="1h30m")
+    graph.task("second", file="job.py", args=[1, "x"], needs=[first], requires=["GPU"], delay="500ms", affinity=True)
+    spec, payloads = graph.to_spec()
+    assert payloads == ()
+    assert [task.name for task in spec.tasks] == ["first", "second"]
+    one, two = spec.tasks
+    assert one.work.argv == ("echo", "7")
+    assert (one.retry.max, one.work.timeout) == (2, 5400.0)
+    assert (two.needs, two.requires, two.delay) == (("first",), ("GPU",), 0.5)
+    assert (two.work.file, two.work.args, two.affinity) == ("job.py", ("1", "x"), Affinity("parent"))
+
+
+def test_a_matrix_makes_an_array_with_a_payload_for_each_combination():
+    graph = Graph("g")
+    graph.task("t", run="echo ${matrix.a} ${matrix.b}", matrix={"a": [1, 2], "b": [True, "x", "y"]})
+    spec, payloads = graph.to_spec()
+    (task,) = spec.tasks
+    assert (task.array, task.count, task.payload) == (True, 6, 0)
+    assert b'{"a":"1","b":"true"}' in payloads[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"name": "a/b", "run": "true"}, "contains '/'"),
+        ({"name": "", "run": "true"}, "empty"),
+        ({"name": "t"}, "one of run= and file="),
+        ({"name": "t", "run": "true", "file": "x.py"}, "one of run= and file="),
+        ({"name": "t", "run": ""}, "empty"),
+        ({"name": "t", "run": "true", "args": ["x"]}, "args="),
+        ({"name": "t", "file": "x.py"}, "project="),
+        ({"name": "t", "run": "true", "needs": ["prep"]}, "did you mean 'prepare'"),
+        ({"name": "t", "run": "true", "timeout": "soon"}, "task 't': timeout"),
+        ({"name": "t", "run": "true", "retries": -1}, "retries cannot be negative"),
+        ({"name": "t", "run": "true", "when": "maybe"}, "when='maybe'"),
+        ({"name": "t", "run": "true", "affinity": True}, "no parent"),
+        ({"name": "t", "run": "true", "matrix": {"x": []}}, "matrix has no values"),
+        ({"name": "t", "run": "echo ${matrix.y}", "matrix": {"x": [1]}}, "${matrix.y}"),
+        ({"name": "t", "run": "echo ${matrix.y}"}, "no matrix"),
+        ({"name": "prepare", "run": "true"}, "is there already"),
+    ],
+)
+def test_what_is_wrong_with_a_task_is_said_where_it_is_added(fields, said):
+    graph = Graph("g")
+    graph.task("prepare", run="true")
+    with pytest.raises(InvalidGraph) as error:
+        graph.task(**fields)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["/etc/passwd", "../up.py", "missing.py"])
+def test_a_file_must_be_in_the_project(tmp_path, file):
+    with pytest.raises(InvalidGraph, match="task 't'"):
+        Graph("g", project=tmp_path).task("t", file=file)
+
+
+def test_a_parent_must_be_of_the_same_graph():
+    other = Graph("other").task("a", run="true")
+    with pytest.raises(InvalidGraph, match="in another graph"):
+        Graph("g").task("t", run="true", needs=[other])
+
+
+def test_a_project_folder_must_be_there(tmp_path):
+    with pytest.raises(InvalidGraph, match="is not there"):
+        Graph("g", project=tmp_path / "nope")
