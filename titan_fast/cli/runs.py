@@ -280,5 +280,3 @@ def retry(target: str, master: str | None, token_file: str | None, as_json: bool
     else:
         click.echo(f"{wanted._replace(run=run_id)} is open again: titan-fast wait {run_id}")
     return 0
-
-

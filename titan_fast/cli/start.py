@@ -188,9 +188,7 @@ def agent(**options: Any) -> int:
 @click.option("--state-dir", metavar="DIR", help="where the master keeps its state [$TITAN_HOME/state]")
 @click.option("--port", type=click.IntRange(0, 65535), help="port to listen on, 0 picks one [9090]")
 @_verbose
-def up(
-    count: int, slots: int | None, caps: str | None, state_dir: str | None, port: int | None, verbose: bool
-) -> int:
+def up(count: int, slots: int | None, caps: str | None, state_dir: str | None, port: int | None, verbose: bool) -> int:
     """A master and workers on this machine, in the foreground, until Ctrl-C."""
     from titan_fast.sdk.local import LocalCluster
 

@@ -19,7 +19,7 @@ from titan_fast import _layout as layout
 from titan_fast._accel import Framer, frame, pack, unpack
 from titan_fast.errors import BadFrame, BadMessage, BadRecords, TitanError, TooLarge, WrongRole
 from titan_fast.protocol.messages import Error, Message, decode, encode
-from titan_fast.protocol.opcodes import Op, Role, is_allowed
+from titan_fast.protocol.opcodes import BY_NUMBER, Op, Role, is_allowed
 
 MAX_MESSAGE = 192 << 20
 """Longest reassembled message, bytes: a 64 MiB graph file with every default written out. All unfinished messages of
@@ -27,6 +27,9 @@ a connection share it."""
 
 MAX_UNFINISHED = 16
 """Messages of one connection that may be under way in parts at a time."""
+
+FAIR_SHARE = 1 << 20
+"""Bytes a connection may always hold, whatever is left of the budget."""
 
 MAX_ERROR_TEXT = 16 << 10
 """Characters of an error's text on the wire."""
@@ -146,11 +149,11 @@ class Connection:
     def _charge(self) -> None:
         if self._budget is None:
             return
-        held = self.held
-        self._budget.held += held - self._charged
+        held, before = self.held, self._charged
+        self._budget.held += held - before
         self._charged = held
-        # Only who adds to a heap that is too high is turned away, and only while more comes.
-        if self._budget.held > self._budget.limit and held and self.broken is None:
+        # When others have used it up, whoever holds little still may finish a frame.
+        if self._budget.held > self._budget.limit and held > max(before, FAIR_SHARE) and self.broken is None:
             self.broken = TooLarge(
                 f"unfinished messages of more than {self._budget.limit} bytes on all connections",
                 hint="try again in a moment",
@@ -162,9 +165,8 @@ class Connection:
         if more and not self._is_open:
             self.broken = BadFrame("a message in several frames before the handshake is done")
             return None
-        try:
-            op = Op(opcode)
-        except ValueError:
+        op = BY_NUMBER.get(opcode)
+        if op is None:
             # A newer peer may know more; a request it cannot have answered is answered with an error, once.
             error = BadMessage(f"opcode {opcode:#04x} is not known")
             return None if more else Incoming(Op.ERROR, request, is_reply, error=error)

@@ -1,37 +1,68 @@
 """What the body of each cold message means: one typed class per message, registered by opcode.
 
 A body is one JSON document, then raw attachments whose lengths it lists. Unknown fields are ignored (a newer peer
-may say more); a document whose ``critical`` list names a field we do not know is refused.
+may say more); a document whose ``critical`` list names a field we do not know is refused. Every number has bounds:
+what reaches the master's turn fits the integers of files, clocks and databases.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
+from msgspec import Meta
 
 from titan_fast.errors import BadMessage
 from titan_fast.model.spec import GraphSpec, Work
 from titan_fast.protocol.opcodes import Op
 
+MAX_ATTACHMENTS = 100_000
+"""Raw parts of one message: a payload for each named task of a graph."""
+MAX_CRITICAL = 32
+MAX_SAID = 300
+"""Characters of a peer's own text that an error about it repeats."""
 
-class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+_U63 = (1 << 63) - 1
+_U32 = (1 << 32) - 1
+
+RunNumber = Annotated[int, Meta(ge=0, le=_U63)]
+FenceNumber = Annotated[int, Meta(ge=0, le=_U63)]
+Size = Annotated[int, Meta(ge=0, le=_U63)]
+"""Bytes, or a position in them."""
+SizeOrNone = Annotated[int, Meta(ge=-1, le=_U63)]
+Count = Annotated[int, Meta(ge=0, le=_U32)]
+Member = Annotated[int, Meta(ge=-1, le=_U32)]
+"""Position in an array; -1 is no member in particular."""
+Lines = Annotated[int, Meta(ge=-1, le=_U32)]
+Limit = Annotated[int, Meta(ge=1, le=_U32)]
+Cursor = Annotated[str, Meta(pattern=r"^[0-9]{0,18}\Z")]
+"""Where a page begins: ``next`` of the page before it, or empty."""
+Seconds = Annotated[float, Meta(ge=0)]
+Wall = Annotated[float, Meta(ge=0)]
+"""Seconds since 1970, UTC; 0 is never."""
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The root of all cold messages."""
 
     op: ClassVar[Op]
+    critical: Annotated[tuple[str, ...], Meta(max_length=MAX_CRITICAL)] = ()
+    """Names of fields of this document that a reader must know. One that does not refuses the message."""
 
 
 class WithAttachments(Message, frozen=True, omit_defaults=True):
-    """A message that raw bytes follow."""
+    """A message that raw bytes may follow."""
 
-    attachments: tuple[int, ...] = ()
-    """Lengths of the raw parts after the document, bytes. Filled in when the message is written."""
+    attachments: Annotated[tuple[Size, ...], Meta(max_length=MAX_ATTACHMENTS)] = ()
+    """Lengths of the raw parts after the document, bytes."""
 
 
 BY_OP: dict[Op, type[Message]] = {}
 
 
 def _register(op: Op, cls: type[Message]) -> None:
+    if op.hot:
+        raise TypeError(f"{op.name} is hot: it has records, not a message")
     if op in BY_OP:
         raise TypeError(f"{op.name} has two messages")
     cls.op = op
@@ -43,70 +74,89 @@ def _register(op: Op, cls: type[Message]) -> None:
 
 class Hello(Message, frozen=True, omit_defaults=True):
     nonce: str
-    """32 random bytes, hex."""
+    """32 random bytes, as 64 lower-case hex digits; new for every connection."""
     token: str
     """Which token the peer holds: ``client`` or ``worker``; never the token itself."""
-    oldest: int = 2
-    newest: int = 2
+    oldest: Count = 2
+    """Oldest protocol version the peer speaks."""
+    newest: Count = 2
+    """Newest protocol version the peer speaks."""
     cluster: str = ""
-    """The cluster this peer knows; another one refuses it."""
-    epoch: int = 0
+    """The cluster this peer knows; a master of another one refuses it. Empty: any."""
+    epoch: FenceNumber = 0
     """Highest epoch this peer has seen."""
     software: str = ""
-    critical: tuple[str, ...] = ()
+    """Version of the peer's software, for people."""
 
 
 class Challenge(Message, frozen=True, omit_defaults=True):
     nonce: str
+    """The master's 32 random bytes, as 64 lower-case hex digits."""
     proof: str
-    """HMAC-SHA256 of the token over "master", both nonces; hex."""
-    version: int = 2
+    """The master's proof, hex."""
+    version: Count = 2
+    """The protocol version both will speak."""
 
 
 class Proof(Message, frozen=True, omit_defaults=True):
     proof: str
-    """HMAC-SHA256 of the token over "peer", both nonces; hex."""
+    """The peer's proof, hex."""
 
 
 class Welcome(Message, frozen=True, omit_defaults=True):
     role: str
+    """What the peer is from now on: ``client`` or ``worker``."""
     cluster: str
-    epoch: int
+    """Name of the cluster, for the next HELLO."""
+    epoch: FenceNumber
+    """How often the master's state has been opened."""
     software: str
-    max_body: int
-    max_message: int
+    """Version of the master's software, for people."""
+    max_body: Size
+    """Longest frame body the master takes, bytes."""
+    max_message: Size
+    """Longest message the master takes in several frames, bytes."""
     history: str = ""
     """Names everything the master knows: with another one, run numbers and fences mean other things."""
-    heartbeat: float = 1.0
+    heartbeat: Seconds = 1.0
+    """Seconds between two heartbeats of a worker."""
 
 
 class Error(Message, frozen=True, omit_defaults=True):
     code: str
+    """What programs look at; see the list of errors."""
     message: str
+    """What people read: what is wrong, and where."""
     hint: str = ""
+    """What to do about it."""
     field: str = ""
+    """The field of the request that is wrong, as a path such as ``$.graph.tasks[3].priority``."""
 
 
 # ---------------------------------------------------------------- clients
 
 
-class Submit(WithAttachments, frozen=True, omit_defaults=True):
-    """Attachments are the arrays' payloads."""
+class Submit(WithAttachments, frozen=True, omit_defaults=True, kw_only=True):
+    """Attachments are the arrays' payloads, as the ``payload`` of each task spec counts them."""
 
-    graph: GraphSpec = msgspec.field(default_factory=lambda: GraphSpec("", ()))
+    graph: GraphSpec
+    """Every task, with every default resolved."""
     watch: bool = False
+    """Also answer with an UPDATE when the run is final, as WATCH would."""
 
 
 class Accepted(Message, frozen=True, omit_defaults=True):
-    run: int
+    run: RunNumber
+    """The run that was made or changed."""
 
 
 class Watch(Message, frozen=True, omit_defaults=True):
-    """``run`` 0 is the newest one. With ``task`` the watch ends with that task."""
-
-    run: int
+    run: RunNumber
+    """0 is the newest one."""
     task: str = ""
-    member: int = -1
+    """Watch this task only: the watch ends with it."""
+    member: Member = -1
+    """Watch this member of the array ``task`` only."""
     progress: bool = False
     """Every change, at most ten a second; without it only the end."""
 
@@ -118,70 +168,96 @@ class FailedTask(msgspec.Struct, frozen=True, omit_defaults=True):
     state: str
     reason: str
     tail: str = ""
+    """The last lines of its output."""
 
 
 class Update(Message, frozen=True, omit_defaults=True):
-    run: int
+    run: RunNumber
     name: str
     state: str
-    counts: dict[str, int]
+    """Of the run."""
+    counts: dict[str, Count]
+    """Tasks of the run by state."""
     reason: str = ""
     final: bool = False
+    """Nothing follows."""
     task_state: str = ""
+    """Of the watched task, or of a run's only task."""
     exit_code: int | None = None
     """Of the watched task, or of a run's only task."""
-    elapsed: float = 0.0
+    elapsed: Seconds = 0.0
     """Seconds from submit to now, or to the end."""
     result: str = ""
     """What the run's last task wrote to TITAN_RESULT, when it has one last task."""
     running: tuple[str, ...] = ()
+    """Some of the tasks that run."""
     failed: tuple[FailedTask, ...] = ()
+    """Some of the tasks that failed; with the last update."""
 
 
 class List(Message, frozen=True, omit_defaults=True):
     what: str
-    run: int = 0
+    """``runs``, ``tasks`` or ``workers``."""
+    run: RunNumber = 0
+    """Whose tasks; 0 is the newest run."""
     state: str = ""
-    cursor: str = ""
-    limit: int = 100
+    """Only those in this state."""
+    cursor: Cursor = ""
+    """``next`` of the page before; empty for the first page."""
+    limit: Limit = 100
+    """At most so many rows; the master may cut it."""
 
 
 class RunRow(msgspec.Struct, frozen=True):
-    id: int
+    """One run in a listing."""
+
+    id: RunNumber
     name: str
     state: str
     reason: str
-    submitted_at: float
-    started_at: float
-    finished_at: float
-    counts: dict[str, int]
+    submitted_at: Wall
+    started_at: Wall
+    finished_at: Wall
+    counts: dict[str, Count]
+    """Tasks by state."""
 
 
 class TaskRow(msgspec.Struct, frozen=True):
+    """One task, or one member of an array, in a listing. Times are the worker's clock."""
+
     id: str
+    """As users write it: ``12/extract``, ``12/square[417]``."""
     name: str
     state: str
     reason: str
-    generation: int
-    attempt: int
+    generation: Count
+    """Counts retries by hand."""
+    attempt: Count
+    """Counts starts within the generation."""
     worker: str
+    """Name of the worker."""
     exit_code: int | None
-    started_at: float
-    finished_at: float
+    started_at: Wall
+    finished_at: Wall
     duration: float | None
+    """Seconds."""
     needs: tuple[str, ...] = ()
 
 
 class WorkerRow(msgspec.Struct, frozen=True):
+    """One worker in a listing."""
+
     id: str
     name: str
     state: str
     capabilities: tuple[str, ...]
-    slots: int
-    running: int
-    queued: int
+    slots: Count
+    running: Count
+    queued: Count
+    """Attempts it holds that have not started."""
     kind: str
-    last_seen_at: float
+    """``permanent`` or ``ephemeral``."""
+    last_seen_at: Wall
 
 
 class Listed(Message, frozen=True, omit_defaults=True):
@@ -189,92 +265,124 @@ class Listed(Message, frozen=True, omit_defaults=True):
     tasks: tuple[TaskRow, ...] = ()
     workers: tuple[WorkerRow, ...] = ()
     next: str = ""
+    """Cursor of the next page; empty when this is the last one."""
 
 
 class Show(Message, frozen=True, omit_defaults=True):
-    run: int
+    run: RunNumber
+    """0 is the newest one."""
     task: str = ""
-    member: int = -1
-    cursor: str = ""
-    limit: int = 1000
+    """Only this task or array."""
+    member: Member = -1
+    """Only this member of the array."""
+    cursor: Cursor = ""
+    """``next`` of the page before; empty for the first page."""
+    limit: Limit = 1000
+    """At most so many tasks; the master may cut it."""
 
 
 class Shown(Message, frozen=True, omit_defaults=True):
     run: RunRow
     tasks: tuple[TaskRow, ...]
     next: str = ""
+    """Cursor of the next page; empty when this is the last one."""
 
 
 class Explain(Message, frozen=True, omit_defaults=True):
-    run: int
+    run: RunNumber
+    """0 is the newest one."""
     task: str = ""
-    member: int = -1
+    """Empty: the run as a whole."""
+    member: Member = -1
 
 
 class Explained(Message, frozen=True, omit_defaults=True):
     id: str
+    """As users write it."""
     state: str
     reason: str
+    """One word for programs."""
     detail: str
+    """One sentence for people."""
     fix: str = ""
+    """What to do about it."""
 
 
 class Cancel(Message, frozen=True, omit_defaults=True):
-    run: int
+    run: RunNumber
+    """0 is the newest one."""
     task: str = ""
-    member: int = -1
+    """Empty: the whole run."""
+    member: Member = -1
+    """Only this member of the array."""
 
 
 class Retry(Message, frozen=True, omit_defaults=True):
-    run: int
+    run: RunNumber
+    """0 is the newest one."""
     task: str = ""
-    member: int = -1
+    """Empty: everything in the run that failed, died or was cancelled."""
+    member: Member = -1
+    """Only this member of the array."""
 
 
 class Logs(Message, frozen=True, omit_defaults=True):
-    run: int
+    run: RunNumber
+    """0 is the newest one."""
     task: str
-    member: int = -1
-    attempt: int = 0
+    """One task; empty when the run has only one."""
+    member: Member = -1
+    attempt: Count = 0
     """0 is the newest."""
     follow: bool = False
-    tail: int = -1
+    """Go on until the task is final."""
+    tail: Lines = -1
     """Last lines only; -1 is everything that is kept."""
 
 
 class Logged(WithAttachments, frozen=True, omit_defaults=True):
-    """One attachment: bytes of the output as the task wrote them."""
+    """One attachment: bytes of the output as the task wrote them. The last one has none."""
 
-    offset: int = 0
-    dropped: int = 0
+    offset: Size = 0
+    """Where the piece begins in the attempt's output."""
+    dropped: Size = 0
     """Bytes between the last piece and this one that nobody kept."""
     final: bool = False
+    """Nothing follows."""
     state: str = ""
-    attempt: int = 0
+    """Of the task; with the last piece."""
+    attempt: Count = 0
+    """Number of the attempt; with the last piece."""
 
 
 class Stats(Message, frozen=True, omit_defaults=True):
-    pass
+    """No fields."""
 
 
 class Stated(Message, frozen=True, omit_defaults=True):
     accel: str
+    """``compiled`` or ``pure``."""
     loop: str
+    """The event loop's package."""
     software: str
-    epoch: int
+    """Version of the master's software."""
+    epoch: FenceNumber
     cluster: str
-    started_at: float
-    workers: int
-    runs: int
-    tasks: dict[str, int]
-    commits: int
-    facts: int
+    started_at: Wall
+    workers: Count
+    """Workers that are neither lost nor gone."""
+    runs: Count
+    tasks: dict[str, Size]
+    """Tasks of all runs by state."""
+    commits: Size
+    facts: Size
     facts_per_commit: float
     durability: str
-    connections: int
+    """What the store promises."""
+    connections: Count
     loop_lag: float
-    """Seconds the last second's worst turn took."""
-    memory: int
+    """Seconds the slowest turn since the last question took."""
+    memory: Size
     """Resident bytes."""
 
 
@@ -283,80 +391,111 @@ class Stated(Message, frozen=True, omit_defaults=True):
 
 class BlobAsk(Message, frozen=True, omit_defaults=True):
     digest: str
+    """The file's address: its SHA-256, as 64 lower-case hex digits."""
 
 
 class BlobHeld(Message, frozen=True, omit_defaults=True):
     digest: str
-    size: int
-    """-1: not held."""
+    size: SizeOrNone
+    """Bytes of the whole file; -1: not held (yet)."""
 
 
-class BlobPut(WithAttachments, frozen=True, omit_defaults=True):
-    digest: str = ""
-    offset: int = 0
-    size: int = 0
-    """Of the whole file."""
+class BlobPut(WithAttachments, frozen=True, omit_defaults=True, kw_only=True):
+    """One attachment: the bytes of the piece. Pieces come in order, the first at offset 0."""
+
+    digest: str
+    """The file's address: its SHA-256, as 64 lower-case hex digits."""
+    offset: Size = 0
+    """Where the piece belongs."""
+    size: Size = 0
+    """Of the whole file, bytes."""
 
 
 class BlobGet(Message, frozen=True, omit_defaults=True):
     digest: str
-    offset: int = 0
+    """The file's address."""
+    offset: Size = 0
+    """Where the piece should begin."""
 
 
 class BlobPiece(WithAttachments, frozen=True, omit_defaults=True):
+    """One attachment: the bytes of the piece; the master chooses how long it is."""
+
     digest: str = ""
-    offset: int = 0
-    size: int = 0
+    offset: Size = 0
+    size: Size = 0
+    """Of the whole file, bytes."""
 
 
 # ---------------------------------------------------------------- workers
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True):
-    """One line of an inventory."""
+    """One line of an inventory; on the wire an array of its fields in this order."""
 
-    run: int
-    index: int
-    generation: int
-    fence: int
+    run: RunNumber
+    index: Count
+    """The task's number in its run."""
+    generation: Count
+    fence: FenceNumber
     started: bool
 
 
 class Attach(Message, frozen=True, omit_defaults=True):
     worker: str
+    """Id of the worker: it stays the same over restarts of the agent."""
     name: str
+    """What people call it."""
     nonce: str
-    connection: int
-    slots: int
+    """Random for every start of the agent: two agents of one id are told apart by it."""
+    connection: Size
+    """Counts the agent's connections: the highest one counts."""
+    slots: Count
+    """Attempts it runs at a time; at least 1."""
     capabilities: tuple[str, ...] = ()
     permanent: bool = True
+    """False: the master may scale it down."""
     inventory: tuple[Held, ...] = ()
+    """Every attempt it holds: running, waiting, or ended without an acknowledgement."""
 
 
 class VerdictMessage(Message, frozen=True, omit_defaults=True):
-    keep: tuple[int, ...] = ()
-    kill: tuple[int, ...] = ()
+    keep: tuple[FenceNumber, ...] = ()
+    """Fences of attempts to go on with."""
+    kill: tuple[FenceNumber, ...] = ()
+    """Fences of attempts to end and forget."""
 
 
 class Spec(Message, frozen=True, omit_defaults=True):
-    run: int
-    spec: int
+    run: RunNumber
+    spec: Count
+    """The spec's number in its run; lots refer to it."""
     name: str
-    first: int
+    first: Count
     """Index of its first member in the run."""
     array: bool
+    """Its members are addressed ``name[i]``."""
     work: Work
+    """What to do."""
     env: dict[str, str] = {}
+    """Environment of the whole graph; that of the work wins."""
     project: str = ""
+    """Address of the project archive; empty: none."""
 
 
-class Output(WithAttachments, frozen=True, omit_defaults=True):
-    run: int = 0
-    index: int = 0
-    fence: int = 0
-    offset: int = 0
+class Output(WithAttachments, frozen=True, omit_defaults=True, kw_only=True):
+    """One attachment: bytes of the output."""
+
+    run: RunNumber
+    index: Count
+    fence: FenceNumber
+    """The attempt."""
+    offset: Size = 0
+    """Where the piece begins in the attempt's output."""
     final: bool = False
-    total: int = 0
+    """The attempt writes no more."""
+    total: Size = 0
+    """Bytes of the whole output, when it is final."""
 
 
 class Goodbye(Message, frozen=True, omit_defaults=True):
@@ -365,7 +504,8 @@ class Goodbye(Message, frozen=True, omit_defaults=True):
 
 
 class Forget(Message, frozen=True, omit_defaults=True):
-    run: int
+    run: RunNumber
+    """The run whose working copy may go."""
 
 
 for _op, _cls in (
@@ -405,15 +545,27 @@ for _op, _cls in (
     _register(_op, _cls)
 
 _DECODERS = {op: msgspec.json.Decoder(cls) for op, cls in BY_OP.items()}
+_FIELDS = {cls: frozenset(cls.__struct_fields__) for cls in BY_OP.values()}
 _encode = msgspec.json.Encoder().encode
-_KNOWN_CRITICAL = frozenset(Hello.__struct_fields__)
 
 
 def encode(message: Message, attachments: tuple[bytes, ...] = ()) -> tuple[bytes, bool]:
-    """(body after the request id, whether it has attachments)."""
+    """(body after the request id, whether it has attachments).
+
+    Raises:
+        BadMessage: a text in it is not Unicode (a file name, say, that is no text in any encoding).
+    """
+    if attachments:
+        message = msgspec.structs.replace(message, attachments=tuple(map(len, attachments)))
+    try:
+        document = _encode(message)
+    except UnicodeEncodeError as error:
+        around = error.object[max(0, error.start - 20) : error.end + 20]
+        raise BadMessage(
+            f"{message.op.name}: the text {around!a} is not Unicode", hint="rename the file or change the value"
+        ) from None
     if not attachments:
-        return _encode(message), False
-    document = _encode(msgspec.structs.replace(message, attachments=tuple(len(part) for part in attachments)))
+        return document, False
     return b"".join((len(document).to_bytes(4, "big"), document, *attachments)), True
 
 
@@ -427,35 +579,55 @@ def decode(op: Op, body: bytes, has_attachments: bool) -> tuple[Message, tuple[b
     decoder = _DECODERS.get(op)
     if decoder is None:
         raise BadMessage(f"{op.name} has no cold form")
-    attachments: tuple[bytes, ...] = ()
-    document = body
-    if has_attachments:
-        length = int.from_bytes(body[:4], "big")
-        if len(body) < 4 or length > len(body) - 4:
-            raise BadMessage(f"{op.name}: the document is longer than its frame")
-        document = body[4 : 4 + length]
+    if not has_attachments:
+        message = _decode(op, decoder, body)
+        if isinstance(message, WithAttachments) and message.attachments:
+            raise BadMessage(f"{op.name}: attachments are announced and missing", field="$.attachments")
+        return message, ()
+    if not issubclass(BY_OP[op], WithAttachments):
+        raise BadMessage(f"{op.name} has no attachments")
+    end = 4 + int.from_bytes(body[:4], "big")
+    if len(body) < 4 or end > len(body):
+        raise BadMessage(f"{op.name}: the document is longer than its frame")
+    # A view: a document of 100 MB is not copied to be read.
+    message = _decode(op, decoder, memoryview(body)[4:end])
+    assert isinstance(message, WithAttachments)
+    return message, _cut(op, body, end, message.attachments)
+
+
+def _decode(op: Op, decoder: msgspec.json.Decoder[Message], document: bytes | memoryview) -> Message:
     try:
         message = decoder.decode(document)
+    except RecursionError:
+        raise BadMessage(f"{op.name}: the document is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        text = str(error)
-        path = text.rpartition("at `")[2].rstrip("`") if "at `" in text else ""
+        # The text may repeat what the peer said, and it ends up in logs and terminals.
+        text = said(str(error))
+        path = text.rpartition("at `")[2].rstrip("`") if "at `$" in text else ""
         raise BadMessage(f"{op.name}: {text}", field=path) from None
-    if isinstance(message, Hello):
-        unknown = sorted(set(message.critical) - _KNOWN_CRITICAL)
-        if unknown:
-            raise BadMessage(f"{op.name}: this version does not know {', '.join(unknown)}", field=unknown[0])
-    if has_attachments:
-        if not isinstance(message, WithAttachments):
-            raise BadMessage(f"{op.name} has no attachments")
-        attachments = _cut(op, body, 4 + length, message.attachments)
-    elif isinstance(message, WithAttachments) and message.attachments:
-        raise BadMessage(f"{op.name}: attachments are announced and missing")
-    return message, attachments
+    unknown = [name for name in message.critical if name not in _FIELDS[type(message)]]
+    if unknown:
+        names = said(", ".join(unknown))
+        raise BadMessage(f"{op.name}: this version does not know {names}", field=f"$.{said(unknown[0])}")
+    return message
+
+
+def said(text: str) -> str:
+    """A peer's text as it may be repeated: printable, on one line, not too long."""
+    if len(text) > MAX_SAID:
+        text = text[: MAX_SAID - 1] + "…"
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _cut(op: Op, body: bytes, at: int, lengths: tuple[int, ...]) -> tuple[bytes, ...]:
-    if any(length < 0 for length in lengths) or at + sum(lengths) != len(body):
-        raise BadMessage(f"{op.name}: attachments of {list(lengths)[:8]} bytes do not fill the frame")
+    if at + sum(lengths) != len(body):
+        shown = ", ".join(map(str, lengths[:8])) + (", …" if len(lengths) > 8 else "")
+        raise BadMessage(
+            f"{op.name}: attachments of {shown or 'no'} bytes do not fill the frame, {len(body) - at} are there",
+            field="$.attachments",
+        )
     parts = []
     for length in lengths:
         parts.append(body[at : at + length])

@@ -1,12 +1,12 @@
 """Every opcode: its number, who may send it, what it is for. The documentation and the checks read this list.
 
-Numbers are for ever; the next new one takes the next free number of its group. A member without roles does not
-import.
+Numbers are for ever; the next new one takes the next free number of its group. A member without roles, or with
+the number of another one, does not import.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum, StrEnum
+from enum import IntEnum, StrEnum, unique
 
 
 class Role(StrEnum):
@@ -19,6 +19,7 @@ class Role(StrEnum):
     MASTER = "master"
 
 
+@unique
 class Op(IntEnum):
     """One thing that can be said. ``Op.SUBMIT.roles`` may send it."""
 
@@ -27,8 +28,10 @@ class Op(IntEnum):
     hot: bool
 
     def __new__(cls, number: int, roles: str, doc: str, hot: bool = False) -> Op:
-        if not roles:
+        if not roles.split():
             raise TypeError(f"opcode {number} says nobody may send it")
+        if not 0 < number < 256:
+            raise TypeError(f"opcode {number} does not fit its byte")
         member = int.__new__(cls, number)
         member._value_ = number
         member.roles = frozenset(Role(role) for role in roles.split())
@@ -82,6 +85,9 @@ class Op(IntEnum):
     OUTPUT = 0x3A, "worker", "A piece of an attempt's output."
     GOODBYE = 0x3B, "worker", "I am draining: nothing new please. With nothing left: I am gone."
     FORGET = 0x3C, "master", "A run is over: its working copy may go."
+
+
+BY_NUMBER: dict[int, Op] = {int(op): op for op in Op}
 
 
 def is_allowed(op: Op, role: Role) -> bool:

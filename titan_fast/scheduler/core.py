@@ -67,12 +67,12 @@ class Scheduler:
     def place(self) -> None:
         """Assign what can be assigned; does nothing unless something since the last turn asks for it."""
         state = self.state
-        if not state.needs_placement:
+        if not state.needs_placement or state.stopping:
             return
         state.needs_placement = False
         if state.homeless:
-            for run, index in placement.adopt_homeless(state):
-                tasks.give_up(state, run, index, "affinity: its worker is gone", self._out)
+            for run, index, reason in placement.adopt_homeless(state):
+                tasks.give_up(state, run, index, reason, self._out)
         placement.place(state, self._out)
 
     def take(self) -> tuple[list[Fact], list[Command]]:

@@ -6,7 +6,7 @@ import msgspec
 
 from titan_fast.ids import TaskId
 from titan_fast.scheduler.lifecycle import PUBLIC, TaskState
-from titan_fast.scheduler.state import Options, Run, State
+from titan_fast.scheduler.state import DONE, Lot, Options, Run, State
 
 S = TaskState
 
@@ -41,10 +41,10 @@ def reason_of(state: State, run: Run, index: int) -> str:
     return run.reason_of(index) or ("exit:0" if value is S.COMPLETED else "")
 
 
-def lot_of(run: Run, index: int):  # type: ignore[no-untyped-def]
-    """The lot that holds the task's open attempt, or None."""
+def lot_of(run: Run, index: int) -> Lot | None:
+    """The lot that holds the task's open attempt, or None. A lot it was in before does not count."""
     for lot in run.lots.values():
-        if lot.first <= index < lot.first + lot.count:
+        if lot.first <= index < lot.first + lot.count and lot.marks[index - lot.first] != DONE:
             return lot
     return None
 
@@ -89,7 +89,7 @@ def _blocked(state: State, run: Run, index: int) -> tuple[str, str]:
 
 def _delayed(state: State, run: Run, index: int) -> tuple[str, str]:
     due = run.due.get(index)
-    left = f" for another {max(0.0, due[1] - state.now):.1f} s" if due else ""
+    left = f" for another {max(0.0, due.at - state.now):.1f} s" if due else ""
     if index in run.failures:
         retry = run.options_of(run.spec_of(index)).retry
         failed = run.reasons.get(index, "").removeprefix("backoff after ")
@@ -127,9 +127,9 @@ def _start_worker(options: Options, words: str) -> str:
 def _pinned(state: State, run: Run, index: int) -> tuple[str, str]:
     if run.crashes.get(index, 0) >= 2:
         return f"lost its worker {run.crashes[index]} times and waits for a worker it can have alone", ""
-    for worker in state.workers.values():
-        if (run.id, index) in worker.pins:
-            return f"waits for a slot on {worker.name}, which its affinity names", ""
+    worker = state.workers.get(run.pins.get(index, ""))
+    if worker is not None:
+        return f"waits for a slot on {worker.name}, which its affinity names", ""
     return "waits for the worker its affinity requires; it is not connected", "start that worker again, or cancel"
 
 

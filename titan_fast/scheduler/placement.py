@@ -11,7 +11,7 @@ from heapq import heapify, heappop, heappush
 
 from titan_fast.scheduler.commands import Assign, Recall
 from titan_fast.scheduler.lifecycle import S, move
-from titan_fast.scheduler.state import RECALLING, WAITING, Lot, Outbox, Run, State, View, Worker
+from titan_fast.scheduler.state import RECALLING, WAITING, Due, Lot, Outbox, Run, State, View, Worker
 
 UNKNOWN_COST = 1e9
 """Seconds a task is taken to last before anybody measured one like it: nothing unknown is prefetched."""
@@ -45,7 +45,13 @@ def least_loaded(state: State, view: View) -> Worker | None:
     while heap:
         load, _, worker_id = heap[0]
         worker = state.workers.get(worker_id)
-        if worker is not None and worker.is_placeable and worker.alone is None and worker.load == load:
+        if (
+            worker is not None
+            and state.view_rows[worker.view] is view  # its next incarnation may have other capabilities
+            and worker.is_placeable
+            and worker.alone is None
+            and worker.load == load
+        ):
             return worker
         heappop(heap)
     return None
@@ -67,8 +73,6 @@ def measured(state: State, run: Run, spec: int, seconds: float) -> None:
 
 def place(state: State, out: Outbox) -> None:
     """Give out what can be given out now, then see whether something badly placed should come back."""
-    if state.stopping:
-        return
     for worker_id in list(state.pinned):
         _place_pins(state, state.workers[worker_id], out)
     for row in state.view_order:
@@ -94,6 +98,8 @@ def _place_view(state: State, row: int, out: Outbox) -> None:
             room += depth
             if room <= 0 or run.crashes.get(index):
                 return
+            if run.crashes:
+                room = 1  # its neighbours in the queue may be among those that crashed
         taken = queue.take(row, room)
         if taken is None:
             return
@@ -161,6 +167,8 @@ def _balance(state: State, out: Outbox) -> None:
             donor = state.workers[worker_id]
             if wanted <= 0:
                 break
+            if donor.state == "SUSPECT":
+                continue
             for lot in reversed(donor.lots):
                 spare = min(wanted, donor.held - donor.slots)
                 if spare <= 0:
@@ -189,6 +197,8 @@ def _make_way(state: State, out: Outbox) -> None:
         wanted = state.queue.ready(best[0]) - state.recalling
         for worker_id in sorted(state.overfull & state.view_rows[row].workers):
             donor = state.workers[worker_id]
+            if donor.state == "SUSPECT":
+                continue
             for lot in reversed(donor.lots):
                 if wanted <= 0:
                     return
@@ -211,6 +221,16 @@ def _recall(state: State, donor: Worker, lot: Lot, limit: int, out: Outbox) -> i
     return end - start
 
 
+def forget_recalls(state: State, worker: Worker) -> None:
+    """What was asked back from a worker may never have reached it: ask again when it is heard. A late answer still
+    counts."""
+    for lot in worker.lots:
+        asked = lot.marks.count(RECALLING)
+        if asked:
+            state.recalling -= asked
+            lot.marks = lot.marks.replace(bytes([RECALLING]), bytes([WAITING]))
+
+
 # ---------------------------------------------------------------- one worker in particular
 
 
@@ -220,22 +240,38 @@ def pin(state: State, run: Run, spec: int, index: int) -> None:
     affinity = options.affinity
     assert affinity is not None
     worker = _wanted_worker(state, run, spec)
-    move_to = S.READY if worker is None and affinity.mode == "prefer" else S.PINNED
-    move(state, run, index, 1, move_to)
-    if move_to is S.READY:
+    nowhere = affinity.kind == "parent" and not _parent_place(run, spec)
+    if worker is None and (affinity.mode == "prefer" or nowhere):
+        move(state, run, index, 1, S.READY)
         state.queue.push_back(options.cls, run.id, options.priority, spec, index)
         return
+    move(state, run, index, 1, S.PINNED)
     if worker is None:
         state.homeless.append((run.id, index))
         return
-    worker.pins.append((run.id, index))
-    state.pinned.add(worker.id)
+    _pin_to(state, worker, run, index)
     if affinity.mode == "prefer":
-        run.due[index] = (state.timer(affinity.wait, ("unpin", run.id, index)), state.now + affinity.wait)
+        handle = state.timer(affinity.wait, ("unpin", run.id, index))
+        run.due[index] = Due(handle, state.now + affinity.wait, 1)
+
+
+def _pin_to(state: State, worker: Worker, run: Run, index: int) -> None:
+    worker.pins.append((run.id, index))
+    run.pins[index] = worker.id
+    state.pinned.add(worker.id)
+
+
+def unpinned(state: State, run: Run, index: int) -> None:
+    """A PINNED task waits for nobody in particular any more: forget the worker and the timer."""
+    run.pins.pop(index, None)
+    due = run.due.pop(index, None)
+    if due is not None:
+        state.timers.cancel(due.handle)
 
 
 def _wanted_worker(state: State, run: Run, spec: int) -> Worker | None:
-    """The READY worker an affinity points to. A key without one gets the least loaded that may serve the task."""
+    """The READY worker an affinity points to. A key whose place is gone, or lacks what the task requires, gets a new
+    one: the least loaded worker that may serve the task."""
     options = run.options_of(spec)
     affinity = options.affinity
     assert affinity is not None
@@ -243,7 +279,10 @@ def _wanted_worker(state: State, run: Run, spec: int) -> Worker | None:
         worker = state.workers.get(_parent_place(run, spec))
     else:
         worker = state.workers.get(state.keys.get(affinity.key, ""))
-        if worker is None or not worker.is_placeable:
+        fits = worker is not None and options.requires <= worker.capabilities
+        if worker is not None and fits and worker.state == "SUSPECT" and affinity.mode == "require":
+            return None  # what gathered there is there still: wait for its return or its loss
+        if worker is None or not fits or not worker.is_placeable:
             candidates = [
                 found
                 for view in state.view_rows
@@ -264,11 +303,11 @@ def pin_alone(state: State, run: Run, index: int) -> None:
     state.needs_placement = True
 
 
-def adopt_homeless(state: State) -> list[tuple[int, int]]:
-    """Pinned tasks without a worker, against the workers there are now. Returns those that can never have theirs:
-    they require the worker of their parent, and it is gone."""
-    waiting, state.homeless = state.homeless, []
-    hopeless: list[tuple[int, int]] = []
+def adopt_homeless(state: State) -> list[tuple[int, int, str]]:
+    """Pinned tasks without a worker, against the workers there are now. Returns those that can never have theirs,
+    with the reason: they require the worker of their parent, and it is gone or lacks what they require."""
+    waiting, state.homeless = list(dict.fromkeys(state.homeless)), []
+    hopeless: list[tuple[int, int, str]] = []
     for run_id, index in waiting:
         run = state.runs[run_id]
         if run.state[index] != S.PINNED:
@@ -287,22 +326,25 @@ def adopt_homeless(state: State) -> list[tuple[int, int]]:
                 state.pinned.add(worker.id)
                 continue
         elif (wanted := _wanted_worker(state, run, spec)) is not None:
-            wanted.pins.append((run_id, index))
-            state.pinned.add(wanted.id)
+            _pin_to(state, wanted, run, index)
             continue
-        elif _is_orphan(state, run, spec):
-            hopeless.append((run_id, index))
+        elif reason := _why_hopeless(state, run, spec):
+            hopeless.append((run_id, index, reason))
             continue
         state.homeless.append((run_id, index))
     return hopeless
 
 
-def _is_orphan(state: State, run: Run, spec: int) -> bool:
-    affinity = run.options_of(spec).affinity
-    if affinity is None or affinity.kind != "parent":
-        return False
+def _why_hopeless(state: State, run: Run, spec: int) -> str:
+    options = run.options_of(spec)
+    if options.affinity is None or options.affinity.kind != "parent":
+        return ""
     worker = state.workers.get(_parent_place(run, spec))
-    return worker is None or worker.state in ("LOST", "LEFT", "DRAINING")
+    if worker is None or worker.draining or worker.state in ("LOST", "LEFT"):
+        return "affinity: its worker is gone"
+    if not options.requires <= worker.capabilities:
+        return f"affinity: {worker.name} lacks {', '.join(sorted(options.requires - worker.capabilities))}"
+    return ""
 
 
 def _parent_place(run: Run, spec: int) -> str:
@@ -326,10 +368,9 @@ def _place_pins(state: State, worker: Worker, out: Outbox) -> None:
     while worker.pins and worker.alone is None and worker.is_placeable and worker.held < worker.slots:
         run_id, index = worker.pins.popleft()
         run = state.runs[run_id]
-        if run.state[index] != S.PINNED:
+        if run.pins.get(index) != worker.id:
             continue
-        if (due := run.due.pop(index, None)) is not None:
-            state.timers.cancel(due[0])
+        unpinned(state, run, index)
         assign(state, worker, run, run.spec_of(index), index, 1, out)
     if not worker.pins and worker.alone is None:
         state.pinned.discard(worker.id)
@@ -340,7 +381,7 @@ def unpin(state: State, out: Outbox | None, run_id: int, index: int) -> None:
     run = state.runs.get(run_id)
     if run is None or run.state[index] != S.PINNED:
         return
-    run.due.pop(index, None)
+    unpinned(state, run, index)
     spec = run.spec_of(index)
     options = run.options_of(spec)
     move(state, run, index, 1, S.READY)
@@ -359,14 +400,13 @@ def unpin_all(state: State, worker: Worker) -> None:
     state.pinned.discard(worker.id)
     for run_id, index in pins:
         run = state.runs[run_id]
-        if run.state[index] != S.PINNED:
+        if run.pins.get(index) != worker.id:
             continue
         affinity = run.options_of(run.spec_of(index)).affinity
         if affinity is not None and affinity.mode == "require":
+            del run.pins[index]
             state.homeless.append((run_id, index))
         else:
-            if (due := run.due.pop(index, None)) is not None:
-                state.timers.cancel(due[0])
             unpin(state, None, run_id, index)
     state.needs_placement = True
 

@@ -12,6 +12,7 @@ from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Hashable, Iterator
+from typing import NamedTuple
 
 import msgspec
 
@@ -58,6 +59,14 @@ class Options(msgspec.Struct, frozen=True):
     affinity: Affinity | None
 
 
+class Due(NamedTuple):
+    """A stretch that waits for one timer: a delay, a backoff, or the wait of an affinity."""
+
+    handle: int
+    at: float
+    members: int
+
+
 class Run:
     """One execution of a graph.
 
@@ -94,6 +103,7 @@ class Run:
         "parents",
         "parents_at",
         "payloads",
+        "pins",
         "places",
         "project",
         "reasons",
@@ -146,7 +156,9 @@ class Run:
         self.crashes: dict[int, int] = {}
         self.reasons: dict[int, str] = {}
         self.stretch_reasons: list[tuple[int, int, str]] = []
-        self.due: dict[int, tuple[int, float]] = {}
+        self.due: dict[int, Due] = {}
+        self.pins: dict[int, str] = {}
+        """Index -> the worker a PINNED task waits for."""
         self.results: dict[int, bytes] = {}
         # expected seconds, by spec for arrays and by option (negative) for named tasks
         self.costs: dict[int, float] = {}
@@ -274,7 +286,7 @@ class Worker:
         "alone",
         "attached_at",
         "capabilities",
-        "connected",
+        "draining",
         "fences",
         "gone_at",
         "held",
@@ -298,13 +310,16 @@ class Worker:
         self.slots = slots
         self.permanent = True
         self.state = "READY"
+        self.draining = False
+        """It asked to go. Kept beside ``state``, which says SUSPECT while a draining worker is silent."""
         self.view = -1
         self.held = 0
         self.running = 0
         self.fences: list[int] = []
         self.lots: list[Lot] = []
         self.pins: deque[tuple[int, int]] = deque()
-        """(run, index) of tasks that wait for this worker, first come first served."""
+        """(run, index) of tasks that wait for this worker, first come first served; those that wait for it no more
+        (``run.pins`` knows) are passed over."""
         self.alone: tuple[int, int] | None = None
         """The (run, index) that must run here with nothing beside it."""
         self.attached_at = 0.0

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from titan_fast.errors import TitanError
-from titan_fast.ids import Ending
+from titan_fast.errors import NoSuchTask
+from titan_fast.ids import Ending, TaskId
 from titan_fast.model.spec import GraphSpec, TaskSpec, Work
 from titan_fast.scheduler import commands as cmd
 from titan_fast.scheduler import events as ev
@@ -56,7 +56,12 @@ class PaperWorker:
         self.slots = slots
         self.capabilities = capabilities
         self.nonce = nonce
+        self.connected = True
         self.held: dict[int, Held] = {}
+        self.asked: list[cmd.Recall | cmd.Kill] = []
+        """What the master asked of it and it has not answered yet; `SchedulerHarness.obey` does."""
+        self.unsent: list[tuple[Held, Ending, int]] = []
+        """Attempts that ended while it was cut off: still in its inventory, told after the next attach."""
 
     def to_start(self) -> list[Held]:
         """What a real worker would start now: the oldest that wait, as far as slots are free."""
@@ -77,6 +82,7 @@ class SchedulerHarness:
         self._ticket = 0
         self._answers: dict[int, cmd.Answer | cmd.Refuse | cmd.Verdict] = {}
         self._incarnations = 0
+        self.witness = invariants.Witness()
         self.on_lot: Callable[[cmd.Assign], None] | None = None
 
     # ------------------------------------------------------------ turns
@@ -93,6 +99,9 @@ class SchedulerHarness:
         facts, commands = scheduler.take()
         self.facts.extend(facts)
         self.commands.extend(commands)
+        if self.check:
+            self.witness.see(facts, commands)
+            self.witness.agree(scheduler.state)
         for command in commands:
             self._carry_out(command)
         return commands
@@ -133,6 +142,8 @@ class SchedulerHarness:
                     run.label(index),
                     assigned_at=self.clock.now,
                 )
+        elif isinstance(command, cmd.Recall | cmd.Kill) and self.workers[command.worker].connected:
+            self.workers[command.worker].asked.append(command)
 
     def ticket(self) -> int:
         self._ticket += 1
@@ -173,23 +184,60 @@ class SchedulerHarness:
         return worker
 
     def attach(self, name: str) -> cmd.Verdict:
-        """The worker connects (again) and tells all it holds; what the verdict does not keep is gone."""
+        """The worker connects (again) and tells all it holds; it ends what the verdict kills and says so, then sends
+        the results it could not send before."""
         worker = self.workers[name]
+        worker.connected = True
+        worker.asked.clear()
         ticket = self.ticket()
-        inventory = tuple(
+        inventory = [
             ev.HeldAttempt(held.run, held.index, held.generation, held.fence, held.started)
             for held in worker.held.values()
+        ]
+        inventory += [
+            ev.HeldAttempt(held.run, held.index, held.generation, held.fence, True) for held, _, _ in worker.unsent
+        ]
+        event = ev.WorkerAttached(
+            ticket, name, name, worker.nonce, worker.capabilities, worker.slots, True, tuple(inventory)
         )
-        before = dict(worker.held)
-        self.do(ev.WorkerAttached(ticket, name, name, worker.nonce, worker.capabilities, worker.slots, True, inventory))
+        self.do(event)
         verdict = self.answer(ticket)
         if isinstance(verdict, cmd.Refuse):
             raise verdict.error
         assert isinstance(verdict, cmd.Verdict)
-        for fence in before:
-            if fence not in verdict.keep:
-                del worker.held[fence]
+        self._give_up(name, [worker.held[fence] for fence in verdict.kill if fence in worker.held])
+        unsent, worker.unsent = worker.unsent, []
+        for held, ending, code in unsent:
+            self.end(name, [held], ending, code)
         return verdict
+
+    def cut(self, name: str) -> None:
+        """The worker's connection closes; it goes on with what it holds."""
+        worker = self.workers[name]
+        worker.connected = False
+        worker.asked.clear()
+        self.do(ev.WorkerSuspected(name))
+
+    def obey(self, name: str) -> None:
+        """The worker does what it was asked: gives back what it has not started, ends what it should end."""
+        worker = self.workers[name]
+        asked, worker.asked = worker.asked, []
+        for command in asked:
+            if isinstance(command, cmd.Kill):
+                self._give_up(name, [held for held in worker.held.values() if held.fence == command.fence])
+                continue
+            fences = range(command.fence, command.fence + command.count)
+            back = [held for held in worker.held.values() if held.fence in fences and not held.started]
+            if back:
+                self.end(name, back, Ending.RECALLED)
+
+    def _give_up(self, name: str, doomed: Sequence[Held]) -> None:
+        for ending, group in (
+            (Ending.KILLED, [held for held in doomed if held.started]),
+            (Ending.DROPPED, [held for held in doomed if not held.started]),
+        ):
+            if group:
+                self.end(name, group, ending)
 
     def start(self, name: str) -> list[Held]:
         """The worker starts what fits its slots and says so."""
@@ -246,14 +294,19 @@ class SchedulerHarness:
 
     def vanish(self, name: str) -> None:
         """The worker is gone and everything with it; the master has noticed."""
-        self.workers[name].held.clear()
+        worker = self.workers[name]
+        worker.connected = False
+        worker.held.clear()
+        worker.asked.clear()
+        worker.unsent.clear()
         self.do(ev.WorkerSuspected(name), ev.WorkerLost(name))
 
     def run_to_end(self, limit: int = 100_000) -> None:
-        """Every worker goes on succeeding until nothing is held or due."""
+        """Every connected worker goes on succeeding until nothing is held or due."""
         for _ in range(limit):
-            busy = [name for name, worker in self.workers.items() if worker.held]
+            busy = [name for name, worker in self.workers.items() if worker.held and worker.connected]
             for name in busy:
+                self.obey(name)
                 self.finish(name)
             if busy:
                 continue
@@ -276,12 +329,17 @@ class SchedulerHarness:
     def inner_state(self, run: int, name: str) -> TaskState:
         return TaskState(self._value(run, name))
 
-    def _value(self, run_id: int, name: str) -> int:
+    def _value(self, run_id: int, label: str) -> int:
+        return self.scheduler.state.runs[run_id].state[self.index(run_id, label)]
+
+    def index(self, run_id: int, label: str) -> int:
+        """The index of a task within its run, by its label."""
         run = self.scheduler.state.runs[run_id]
-        for index in range(len(run.state)):
-            if run.label(index) == name:
-                return run.state[index]
-        raise TitanError(f"no task {name} in run {run_id}")
+        name, _, member = label.rstrip("]").partition("[")
+        spec = run.find(name)
+        if spec is None:
+            raise NoSuchTask(TaskId(run_id, name))
+        return run.first[spec] + (int(member) if member else 0)
 
     def states(self, run_id: int) -> dict[str, str]:
         run = self.scheduler.state.runs[run_id]

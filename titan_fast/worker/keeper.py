@@ -95,7 +95,7 @@ class Keeper:
             self._deaths += 1
             how = f"ended with exit code {status}" if status >= 0 else f"was ended by signal {-status}"
             if self._deaths >= self._options.quick_deaths:
-                _say(f"the agent {how}, for the {self._deaths}th time soon after its start: giving up")
+                _say(f"the agent {how}, {self._deaths} times now soon after its start: giving up")
                 return GAVE_UP
             _say(f"the agent {how}; starting it again in {self._pause:.1f} s")
             self._wait_until(time.monotonic() + self._pause)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from titan_fast.errors import InvalidGraph, NoSuchRun, NoSuchTask, NothingToDo, Stopping, TitanError
 from titan_fast.ids import TaskId
+from titan_fast.scheduler import placement
 from titan_fast.scheduler.commands import Answer, Kill, Refuse
 from titan_fast.scheduler.events import CancelRequested, RetryRequested, RunSubmitted
 from titan_fast.scheduler.facts import CancelAsked, RunAccepted, TasksReopened, TasksSettled
 from titan_fast.scheduler.graph import admit
 from titan_fast.scheduler.lifecycle import FINAL, S, move
 from titan_fast.scheduler.reactions import tasks
-from titan_fast.scheduler.state import CANCELLED, UPSTREAM, Outbox, Run, State
+from titan_fast.scheduler.state import CANCELLED, UNWANTED, UPSTREAM, Outbox, Run, State
 
 
 def on_run_submitted(state: State, event: RunSubmitted, out: Outbox) -> None:
@@ -71,6 +72,10 @@ def on_cancel_requested(state: State, event: CancelRequested, out: Outbox) -> No
     if event.task is None:
         run.cancelled = True
     finished: list[int] = []
+    for lot, member in tasks.open_members(list(run.lots.values())):
+        index = lot.first + member
+        if first <= index < first + count:
+            out.command(Kill(lot.worker, run.id, index, lot.fence + member))
     at, end = first, first + count
     while at < end:
         spec = run.spec_of(at)
@@ -96,14 +101,15 @@ def _cancel_members(state: State, run: Run, spec: int, first: int, count: int, o
             continue
         if task_state is S.READY:
             state.queue.discard(options.cls, run.id, options.priority, start, length)
+        elif task_state is S.DELAYED:
+            tasks.stop_waiting(state, run, spec, start, length)
+        elif task_state is S.PINNED:
+            for index in range(start, start + length):
+                placement.unpinned(state, run, index)
         move(state, run, start, length, S.CANCELLED)
         tasks.note(run, start, length, "cancelled")
         out.fact(TasksSettled(state.wall, run.id, start, length, "CANCELLED", "cancelled"))
         ended += length
-    for lot, member in tasks.open_members(list(run.lots.values())):
-        index = lot.first + member
-        if first <= index < first + count:
-            out.command(Kill(lot.worker, run.id, index, lot.fence + member))
     if not ended:
         return False
     run.outcome[spec] |= CANCELLED
@@ -147,7 +153,7 @@ def _with_descendants(run: Run, chosen: list[tuple[int, int]]) -> list[tuple[int
     stretches = list(chosen)
     for spec in specs:  # grows while we walk it
         for child in run.children_of(spec):
-            if child in seen or not run.outcome[child] & (UPSTREAM | CANCELLED) or run.open[child]:
+            if child in seen or not run.outcome[child] & (UPSTREAM | CANCELLED | UNWANTED) or run.open[child]:
                 continue
             seen.add(child)
             specs.append(child)

@@ -5,6 +5,7 @@ Cascades (a failure that skips a million descendants, a chain a hundred thousand
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 
 from titan_fast.ids import Ending
@@ -25,6 +26,7 @@ from titan_fast.scheduler.state import (
     UNWANTED,
     UPSTREAM,
     WAITING,
+    Due,
     Lot,
     Outbox,
     Run,
@@ -36,6 +38,9 @@ S = TaskState
 
 MAX_NOTE = 500
 """Characters of a worker's own words kept as a reason."""
+
+GIVEN_BACK = {Ending.RECALLED: "recalled", Ending.DROPPED: "recalled", Ending.KILLED: "killed"}
+"""Endings that are not the task's own doing, and the reason of that attempt: the task goes on elsewhere."""
 
 OUTCOME_BIT = {S.COMPLETED: OK, S.FAILED: BAD, S.DEAD: BAD, S.CANCELLED: CANCELLED}
 
@@ -56,7 +61,25 @@ def wait(state: State, run: Run, first: int, count: int, seconds: float) -> None
     """DELAYED until a timer; nothing else is held meanwhile."""
     move(state, run, first, count, S.DELAYED)
     handle = state.timer(seconds, ("due", run.id, first, count))
-    run.due[first] = (handle, state.now + seconds)
+    run.due[first] = Due(handle, state.now + seconds, count)
+
+
+def stop_waiting(state: State, run: Run, spec: int, first: int, count: int) -> None:
+    """Tasks of one spec wait for no timer any more; the rest of a stretch they waited in keeps its deadline.
+
+    A timer that stayed would wake the next generation of a task before its time.
+    """
+    if run.count[spec] == 1:
+        found = [first] if first in run.due else []
+    else:
+        found = [at for at, due in run.due.items() if at < first + count and first < at + due.members]
+    for at in found:
+        due = run.due.pop(at)
+        state.timers.cancel(due.handle)
+        for start, end in ((at, first), (first + count, at + due.members)):
+            if start < end:
+                handle = state.timers.add(due.at, ("due", run.id, start, end - start))
+                run.due[start] = Due(handle, due.at, end - start)
 
 
 def delay_is_over(state: State, out: Outbox, run_id: int, first: int, count: int) -> None:
@@ -136,8 +159,8 @@ def on_attempts_finished(state: State, event: AttemptsFinished, out: Outbox) -> 
         ending = Ending(event.ending[row])
         run = state.runs[lot.run]
         close(state, worker, run, lot, member)
-        if ending in (Ending.RECALLED, Ending.DROPPED) and run.state[index] != S.CANCELLING:
-            _record(state, run, lot, index, fence, "PENDING", "recalled", 0, 0, 0, b"", out)
+        if ending in GIVEN_BACK and run.state[index] != S.CANCELLING:
+            _record(state, run, lot, index, fence, "PENDING", GIVEN_BACK[ending], 0, event.started[row], 0, b"", out)
             come_back(state, run, lot.spec, index)
         else:
             _judge(
@@ -169,7 +192,7 @@ def close(state: State, worker: Worker, run: Run, lot: Lot, member: int) -> None
     worker.held -= 1
     placement.load_changed(state, worker)
     if not lot.open:
-        at = worker.fences.index(lot.fence)
+        at = bisect_left(worker.fences, lot.fence)
         del worker.fences[at], worker.lots[at]
         del run.lots[lot.fence]
     if worker.alone is not None and worker.alone == (run.id, lot.first + member):
@@ -197,9 +220,6 @@ def _judge(
     elif ending is Ending.EXIT and code == 0:
         to, reason = S.COMPLETED, "exit:0"
         placement.measured(state, run, spec, duration / 1e6)
-        if run.tracks_places:
-            run.places.pop(spec, None)  # the last one finished stands last
-            run.places[spec] = lot.worker
         if result:
             run.results[index] = result
     else:
@@ -216,6 +236,9 @@ def _judge(
         run.reasons[index] = reason
     elif run.reasons:
         run.reasons.pop(index, None)
+    if run.tracks_places:
+        run.places.pop(spec, None)  # the last one finished stands last
+        run.places[spec] = lot.worker
     move(state, run, index, 1, to)
     _record(state, run, lot, index, fence, PUBLIC[to], reason, code, started, duration, result, out)
     member_is_final(state, run, spec, to, 1, out)
@@ -228,9 +251,7 @@ def _reason(ending: Ending, code: int, note: bytes) -> str:
         return f"signal:{code}"
     if ending is Ending.TIMEOUT:
         return "timeout"
-    if ending is Ending.NOT_STARTED:
-        return f"not_started: {note.decode('utf-8', 'replace')[:MAX_NOTE]}"
-    return "killed"
+    return f"not_started: {note.decode('utf-8', 'replace')[:MAX_NOTE]}"
 
 
 def _record(
@@ -247,7 +268,7 @@ def _record(
     result: bytes,
     out: Outbox,
 ) -> None:
-    if public != "COMPLETED":
+    if public != "COMPLETED" or lot.attempt > 1:
         run.attempts[index] = lot.attempt
     batch = out.ended(state.wall, run.id)
     batch.index.append(index)

@@ -30,7 +30,8 @@ def on_worker_attached(state: State, event: WorkerAttached, out: Outbox) -> None
         return
     worker = state.workers.get(event.worker)
     if worker is not None and worker.nonce != event.nonce:
-        lose(state, worker, "lost", out)
+        if worker.state not in ("LOST", "LEFT"):
+            lose(state, worker, "lost", out)
         worker = None
     capabilities = frozenset(event.capabilities)
     if worker is None or worker.state in ("LOST", "LEFT"):
@@ -45,11 +46,9 @@ def on_worker_attached(state: State, event: WorkerAttached, out: Outbox) -> None
                 state.wall, worker.id, worker.name, worker.nonce, event.capabilities, event.slots, event.permanent
             )
         )
+    placement.forget_recalls(state, worker)  # they may have died with the old connection
     keep, kill = _reconcile(state, worker, event.inventory, out)
-    if worker.state == "SUSPECT":
-        worker.state = "READY"
-    placement.load_changed(state, worker)
-    state.needs_placement = True
+    _recover(state, worker)
     out.command(Verdict(event.ticket, worker.id, tuple(keep), tuple(kill)))
 
 
@@ -76,6 +75,7 @@ def _reconcile(
             worker.running += 1
             if run.state[item.index] == S.ASSIGNED:
                 move(state, run, item.index, 1, S.RUNNING)
+                out.changed(run.id)
     for lot, member in list(tasks.open_members(list(worker.lots))):
         if lot.fence + member not in told:
             tasks.attempt_lost(state, worker, state.runs[lot.run], lot, member, False, out)
@@ -86,15 +86,22 @@ def on_worker_suspected(state: State, event: WorkerSuspected, out: Outbox) -> No
     worker = state.workers.get(event.worker)
     if worker is not None and worker.state in ("READY", "DRAINING"):
         worker.state = "SUSPECT"
+        placement.forget_recalls(state, worker)
         placement.unpin_all(state, worker)
 
 
 def on_worker_recovered(state: State, event: WorkerRecovered, out: Outbox) -> None:
     worker = state.workers.get(event.worker)
-    if worker is not None and worker.state == "SUSPECT":
-        worker.state = "READY"
-        placement.load_changed(state, worker)
-        state.needs_placement = True
+    if worker is not None:
+        _recover(state, worker)
+
+
+def _recover(state: State, worker: Worker) -> None:
+    """Heard again: what it was before it fell silent."""
+    if worker.state == "SUSPECT":
+        worker.state = "DRAINING" if worker.draining else "READY"
+    placement.load_changed(state, worker)
+    state.needs_placement = True
 
 
 def on_worker_lost(state: State, event: WorkerLost, out: Outbox) -> None:
@@ -105,9 +112,12 @@ def on_worker_lost(state: State, event: WorkerLost, out: Outbox) -> None:
 
 def on_worker_draining(state: State, event: WorkerDraining, out: Outbox) -> None:
     worker = state.workers.get(event.worker)
-    if worker is not None and worker.state in ("READY", "SUSPECT"):
+    if worker is None or worker.state in ("LOST", "LEFT"):
+        return
+    worker.draining = True
+    if worker.state == "READY":
         worker.state = "DRAINING"
-        placement.unpin_all(state, worker)
+    placement.unpin_all(state, worker)
 
 
 def on_worker_left(state: State, event: WorkerLeft, out: Outbox) -> None:

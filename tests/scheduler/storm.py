@@ -1,0 +1,278 @@
+"""A storm over the scheduler: random graphs and random events from a seed, then quiet weather in which all must end.
+
+Every invariant is checked after every event and every turn (by the harness). A failure is repeated with its seed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from titan_fast.errors import NothingToDo
+from titan_fast.ids import Ending
+from titan_fast.model.spec import Affinity, Retry, TaskSpec
+from titan_fast.scheduler import events as ev
+from titan_fast.scheduler import invariants
+from titan_fast.scheduler.state import Tuning
+from titan_fast.testing.harness import Held, SchedulerHarness, task
+
+CAPABILITIES = ((), (), ("GPU",), ("GPU", "HIGH_MEM"), ("DISK",))
+ENDINGS = (Ending.EXIT, Ending.EXIT, Ending.EXIT, Ending.SIGNAL, Ending.TIMEOUT, Ending.NOT_STARTED)
+DURATIONS = (0.0001, 0.001, 0.005, 0.05, 3.0)
+
+
+class Storm:
+    def __init__(self, seed: int, runs: int = 6) -> None:
+        self.rng = random.Random(seed)
+        self.h = SchedulerHarness(Tuning(crash_limit=self.rng.choice((2, 3, 5))), seed=seed)
+        self.runs_left = runs
+        self.old_frames: list[ev.AttemptsFinished] = []
+        self.counts: dict[str, int] = {}
+        self.acts: list[tuple[int, Callable[[], None]]] = [
+            (3, self.submit),
+            (4, self.attach_new),
+            (5, self.attach_again),
+            (30, self.start),
+            (30, self.finish),
+            (10, self.fail),
+            (8, self.obey),
+            (2, self.cut),
+            (2, self.suspect),
+            (3, self.recover),
+            (1, self.lose),
+            (1, self.vanish),
+            (1, self.drain),
+            (2, self.leave),
+            (2, self.cancel),
+            (3, self.retry),
+            (12, self.advance),
+            (3, self.repeat_results),
+            (4, self.progress_unseen),
+        ]
+
+    # ------------------------------------------------------------ the storm
+
+    def rage(self, steps: int) -> None:
+        self.attach_new()
+        weights = [weight for weight, _ in self.acts]
+        for _ in range(steps):
+            act = self.rng.choices(self.acts, weights)[0][1]
+            self.counts[act.__name__] = self.counts.get(act.__name__, 0) + 1
+            act()
+
+    def calm(self) -> None:
+        """No faults any more and a worker for everything: every run must end, and nothing may be left over."""
+        h = self.h
+        for name in list(h.workers):
+            if self.state_of(name) not in ("LOST", "LEFT"):
+                h.attach(name)
+        h.worker("all", slots=4, capabilities=("GPU", "HIGH_MEM", "DISK"))
+        living = [name for name in h.workers if self.state_of(name) not in ("LOST", "LEFT")]
+        for _ in range(20_000):
+            for name in living:
+                h.obey(name)
+                h.start(name)
+                running = [held for held in h.workers[name].held.values() if held.started]
+                if running:
+                    h.end(name, running, code=int(self.rng.random() < 0.1), duration=self.rng.choice(DURATIONS))
+            if all(run.is_final for run in h.scheduler.state.runs.values()):
+                break
+            deadline = h.scheduler.next_deadline()
+            if deadline is not None and not any(h.workers[name].held for name in living):
+                h.advance(max(0.0, deadline - h.clock.now))
+        h.advance(1.0)
+        invariants.check_rest(h.scheduler.state)
+
+    def state_of(self, name: str) -> str:
+        worker = self.h.scheduler.state.workers.get(name)
+        return worker.state if worker is not None else "LOST"
+
+    def any_worker(self, *states: str) -> str | None:
+        names = [name for name in self.h.workers if not states or self.state_of(name) in states]
+        return self.rng.choice(names) if names else None
+
+    def some(self, held: list[Held]) -> list[Held]:
+        return self.rng.sample(held, self.rng.randint(1, len(held))) if held else []
+
+    # ------------------------------------------------------------ users
+
+    def submit(self) -> None:
+        if not self.runs_left:
+            return
+        self.runs_left -= 1
+        tasks: list[TaskSpec] = []
+        for number in range(self.rng.randint(1, 9)):
+            names = [item.name for item in tasks]
+            needs = self.rng.sample(names, min(len(names), self.rng.choice((0, 1, 1, 2, 3))))
+            tasks.append(self.a_task(f"t{number}", needs))
+        self.rng.shuffle(tasks)
+        self.h.submit(tasks)
+
+    def a_task(self, name: str, needs: list[str]) -> TaskSpec:
+        rng = self.rng
+        fields: dict[str, object] = {
+            "requires": rng.choice(((), (), (), (), ("GPU",), ("GPU", "HIGH_MEM"))),
+            "priority": rng.choice((1, 1, 1, 5)),
+            "delay": rng.choice((0.0, 0.0, 0.0, 0.5)),
+            "when": rng.choice(("success", "success", "success", "failure", "always")),
+            "retry": rng.choice((Retry(), Retry(), Retry(max=2, backoff=0.3), Retry(max=1, on=(7, "timeout")))),
+        }
+        if rng.random() < 0.3:
+            kind = rng.choice(("parent", "key")) if needs else "key"
+            fields["affinity"] = Affinity(
+                kind,
+                rng.choice(("k1", "k2")) if kind == "key" else rng.choice(("", needs[0])),
+                rng.choice(("prefer", "prefer", "require")),
+                wait=rng.choice((0.2, 2.0)),
+            )
+        if rng.random() < 0.4:
+            fields |= {"count": rng.choice((1, 3, 12, 40)), "array": True}
+        return task(name, *needs, **fields)
+
+    def a_target(self) -> tuple[int, str | None, int | None] | None:
+        runs = self.h.scheduler.state.runs
+        if not runs:
+            return None
+        run = runs[self.rng.choice(list(runs))]
+        choice = self.rng.random()
+        if choice < 0.25:
+            return run.id, None, None
+        spec = self.rng.randrange(len(run.names))
+        if choice < 0.6 or spec not in run.arrays:
+            return run.id, run.names[spec], None
+        return run.id, run.names[spec], self.rng.randrange(run.count[spec])
+
+    def cancel(self) -> None:
+        target = self.a_target()
+        if target is not None:
+            try:
+                self.h.cancel(*target)
+            except NothingToDo:
+                return
+
+    def retry(self) -> None:
+        target = self.a_target()
+        if target is not None:
+            try:
+                self.h.retry(*target)
+            except NothingToDo:
+                return
+
+    def advance(self) -> None:
+        self.h.advance(self.rng.choice((0.0005, 0.01, 0.03, 0.3, 1.0, 2.5)))
+
+    # ------------------------------------------------------------ workers
+
+    def attach_new(self) -> None:
+        """A new worker, or a new incarnation of one, perhaps with other capabilities."""
+        if self.rng.random() < 0.7:
+            self.h.worker(f"w{self.rng.randrange(5)}", self.rng.choice((1, 2, 4)), self.rng.choice(CAPABILITIES))
+
+    def attach_again(self) -> None:
+        """The same incarnation attaches again; assignments that were on their way have not reached it."""
+        name = self.any_worker()
+        if name is None or self.state_of(name) == "LEFT":
+            return
+        worker = self.h.workers[name]
+        for held in [held for held in worker.held.values() if not held.started]:
+            if self.rng.random() < 0.3:
+                del worker.held[held.fence]
+        self.h.attach(name)
+
+    def start(self) -> None:
+        name = self.any_worker("READY", "SUSPECT", "DRAINING")
+        if name is not None and self.h.workers[name].connected:
+            self.h.start(name)
+
+    def finish(self) -> None:
+        self.end(Ending.EXIT, 0)
+
+    def fail(self) -> None:
+        self.end(self.rng.choice(ENDINGS), self.rng.choice((1, 7)))
+
+    def end(self, ending: Ending, code: int) -> None:
+        """Some attempts end; now and then the notice that they started is overtaken, or its worker is LOST by now."""
+        name = self.any_worker()
+        if name is None or not self.h.workers[name].connected:
+            return
+        worker = self.h.workers[name]
+        early = self.rng.random() < 0.1
+        ended = self.some([held for held in worker.held.values() if held.started or early])
+        if ended:
+            self.h.end(name, ended, ending, code, self.rng.choice(DURATIONS), b"r" if not code else b"")
+            self.old_frames.append(self.frame_of(name, ended, ending, code))
+
+    def frame_of(self, name: str, ended: list[Held], ending: Ending, code: int) -> ev.AttemptsFinished:
+        n = len(ended)
+        run, index = [held.run for held in ended], [held.index for held in ended]
+        generation, fence = [held.generation for held in ended], [held.fence for held in ended]
+        return ev.AttemptsFinished(
+            name, run, index, generation, [ending] * n, fence, [code] * n, [0] * n, [0] * n, [b""] * n
+        )
+
+    def repeat_results(self) -> None:
+        """A frame that was not acknowledged comes again: from its sender, or from somebody who never had it."""
+        if self.old_frames:
+            frame = self.rng.choice(self.old_frames)
+            before = list(self.h.scheduler.state.totals)
+            self.h.scheduler.handle(frame)
+            assert self.h.scheduler.state.totals == before, "a repeated result changed something"
+            self.h.do()
+
+    def progress_unseen(self) -> None:
+        """A worker that is cut off goes on alone."""
+        name = self.any_worker("SUSPECT")
+        if name is None or self.h.workers[name].connected:
+            return
+        worker = self.h.workers[name]
+        for held in worker.to_start():
+            held.started = True
+        for held in self.some([held for held in worker.held.values() if held.started]):
+            del worker.held[held.fence]
+            worker.unsent.append((held, Ending.EXIT, self.rng.choice((0, 0, 1))))
+
+    def obey(self) -> None:
+        name = self.any_worker()
+        if name is not None and self.h.workers[name].connected:
+            self.h.obey(name)
+
+    def cut(self) -> None:
+        name = self.any_worker("READY", "DRAINING")
+        if name is not None:
+            self.h.cut(name)
+
+    def suspect(self) -> None:
+        name = self.any_worker("READY", "DRAINING")
+        if name is not None:
+            self.h.do(ev.WorkerSuspected(name))
+
+    def recover(self) -> None:
+        name = self.any_worker("SUSPECT")
+        if name is not None and self.h.workers[name].connected:
+            self.h.do(ev.WorkerRecovered(name))
+
+    def lose(self) -> None:
+        """The master gives a worker up that lives and holds everything still."""
+        name = self.any_worker("SUSPECT")
+        if name is not None:
+            self.h.do(ev.WorkerLost(name))
+
+    def vanish(self) -> None:
+        name = self.any_worker("READY", "SUSPECT", "DRAINING")
+        if name is not None:
+            self.h.vanish(name)
+
+    def drain(self) -> None:
+        name = self.any_worker("READY", "SUSPECT")
+        if name is None or not self.h.workers[name].connected:
+            return
+        self.h.do(ev.WorkerDraining(name))
+        waiting = [held for held in self.h.workers[name].held.values() if not held.started]
+        if waiting:
+            self.h.end(name, waiting, Ending.RECALLED)
+
+    def leave(self) -> None:
+        name = self.any_worker("DRAINING")
+        if name is not None and self.h.workers[name].connected:
+            self.h.workers[name].held.clear()
+            self.h.do(ev.WorkerLeft(name))

@@ -1,0 +1,800 @@
+"""One suite over every executor: how attempts start, end, are ended, and that nothing is ever left behind.
+
+Each executor is played on asyncio, on uvloop, and without the kernel's help (no pidfd, no /proc). This process is a
+subreaper meanwhile, so whatever escapes an attempt turns up as a child of it and fails the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import os
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from titan_fast.ids import Ending
+from titan_fast.worker.executors import spawn as spawn_module
+from titan_fast.worker.executors import tree
+from titan_fast.worker.executors.base import Attempt
+from titan_fast.worker.executors.spawn import MAX_RESULT, RESULT_REFUSED, SpawnExecutor
+
+DEADLINE = 20.0
+EXECUTORS = {"spawn": SpawnExecutor}
+SURROUNDINGS = ("asyncio", "uvloop", "portable")
+PATH = "/usr/local/bin:/usr/bin:/bin"
+PYTHON = shlex.quote(sys.executable)
+EXEC = "os.execvp(sys.argv[1], sys.argv[1:])"
+
+
+def python(code):
+    """A command that runs ``code`` and then becomes its arguments."""
+    return f"{PYTHON} -c {shlex.quote(f'import os, sys; {code}; {EXEC}')}"
+
+
+OWN_GROUP = python("os.setpgid(0, 0)")
+ORPHANED = python("os.fork() and os._exit(0); os.setpgid(0, 0)")
+DETACHED = python("os.fork() and os._exit(0); os.setsid(); os.fork() and os._exit(0)")
+"""Double fork and a session of its own."""
+
+
+def program(name):
+    return next(f"{folder}/{name}" for folder in PATH.split(":") if os.access(f"{folder}/{name}", os.X_OK))
+
+
+needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks into /proc")
+
+
+class Stage:
+    """An executor on a running loop, who is told, and attempts by number."""
+
+    def __init__(self, executor, folder):
+        self.make = executor
+        self.folder = folder
+        self.executor = None
+        self.started = {}
+        self.outcomes = {}
+        self.is_inside = False
+        self.news = None
+
+    def attempt_started(self, fence, pid, started):
+        assert not self.is_inside, "told from inside start or kill"
+        assert fence not in self.outcomes, "told of the start after the end"
+        self.started[fence] = pid
+        self.news.set()
+
+    def attempt_ended(self, outcome):
+        assert not self.is_inside, "told from inside start or kill"
+        assert outcome.fence not in self.outcomes, "told twice"
+        self.outcomes[outcome.fence] = outcome
+        self.news.set()
+
+    def play(self, scene):
+        async def main():
+            self.news = asyncio.Event()
+            self.executor = self.make(self)
+            try:
+                async with asyncio.timeout(DEADLINE):
+                    await scene()
+            finally:
+                await self.executor.close(0)
+
+        self.runner(main())
+
+    def place(self, fence):
+        return self.folder / str(fence)
+
+    def attempt(self, fence, *argv, env=None, cwd="/", **fields):
+        place = self.place(fence)
+        place.mkdir(exist_ok=True)
+        given = {
+            "PATH": PATH,
+            "TITAN_FENCE": f"1.{fence}",
+            "TITAN_ATTEMPT_DIR": str(place),
+            "TITAN_RESULT": str(place / "result"),
+        }
+        return Attempt(
+            fence, f"1/t[{fence}]", argv, given if env is None else env, cwd=cwd, attempt_dir=str(place), **fields
+        )
+
+    def start(self, fence, script, **fields):
+        self.begin(self.attempt(fence, "sh", "-c", script, **fields))
+
+    def begin(self, attempt):
+        self.is_inside = True
+        self.executor.start(attempt)
+        self.is_inside = False
+
+    def kill(self, fence, grace):
+        self.is_inside = True
+        self.executor.kill(fence, grace)
+        self.is_inside = False
+
+    async def ended(self, fence):
+        while fence not in self.outcomes:
+            self.news.clear()
+            await self.news.wait()
+        return self.outcomes[fence]
+
+    async def run(self, script, fence=1, **fields):
+        self.start(fence, script, **fields)
+        return await self.ended(fence)
+
+    def output(self, fence=1):
+        return (self.place(fence) / "output").read_bytes()
+
+    async def until(self, condition):
+        """Wait for something that nobody tells of; the deadline is that of the scene."""
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+    async def shows(self, text, fence=1):
+        await self.until(lambda: (self.place(fence) / "output").exists() and text in self.output(fence))
+
+
+@pytest.fixture(params=SURROUNDINGS)
+def surroundings(request, monkeypatch):
+    if request.param == "portable":
+        monkeypatch.setattr(spawn_module, "_HAS_PIDFD", False)
+        monkeypatch.setattr(tree, "_HAS_PROC", False)
+        real = spawn_module.spawn
+
+        def without_pidfd(*args):
+            pid, pidfd = real(*args)
+            if pidfd >= 0:
+                os.close(pidfd)
+            return pid, -1
+
+        monkeypatch.setattr(spawn_module, "spawn", without_pidfd)
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def uvloop():
+    """With what it opens once and keeps for ever."""
+    module = pytest.importorskip("uvloop")
+    module.run(asyncio.sleep(0))
+    return module
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(uvloop):
+    """No process, no descriptor."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+    before = open_files()
+    yield
+    reap_orphans()
+    left = living()
+    shown = [(child.pid, child.cmdline()) for child in left]
+    for child in left:
+        child.kill()
+    reap_orphans()
+    assert not shown, "processes were left behind"
+    assert open_files() == before
+
+
+def open_files():
+    names = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
+    return sorted(os.readlink(f"/proc/self/fd/{name}") for name in names if os.path.lexists(f"/proc/self/fd/{name}"))
+
+
+def reap_orphans():
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+@pytest.fixture(params=sorted(EXECUTORS))
+def stage(request, surroundings, uvloop, tmp_path):
+    stage = Stage(EXECUTORS[request.param], tmp_path)
+    stage.runner = uvloop.run if surroundings == "uvloop" else asyncio.run
+    return stage
+
+
+# ---------------------------------------------------------------- ending by itself
+
+
+@pytest.mark.parametrize("code", [0, 3, 255])
+def test_exit_code(stage, code):
+    async def scene():
+        outcome = await stage.run(f"echo hello; exit {code}")
+        assert (outcome.ending, outcome.code) == (Ending.EXIT, code)
+        assert outcome.output_size == 6 and stage.output() == b"hello\n"
+        assert 0 < outcome.duration < DEADLINE
+        assert abs(time.time() - outcome.started) < DEADLINE
+        assert outcome.result == b""
+
+    stage.play(scene)
+
+
+def test_signal(stage):
+    async def scene():
+        outcome = await stage.run("kill -SEGV $$")
+        assert (outcome.ending, outcome.code) == (Ending.SIGNAL, signal.SIGSEGV)
+
+    stage.play(scene)
+
+
+def test_start_is_told_before_the_end(stage):
+    async def scene():
+        for fence in range(1, 30):
+            stage.begin(stage.attempt(fence, "true"))
+        for fence in range(1, 30):
+            await stage.ended(fence)
+        assert sorted(stage.started) == list(range(1, 30))
+        assert len(set(stage.started.values())) == 29
+
+    stage.play(scene)
+
+
+def test_output_is_both_streams_in_order_and_any_bytes(stage):
+    async def scene():
+        outcome = await stage.run(r"printf '\377\000a'; printf '\200b' >&2; printf c")
+        assert stage.output() == b"\xff\x00a\x80bc"
+        assert outcome.output_size == 6
+
+    stage.play(scene)
+
+
+def test_large_output(stage):
+    async def scene():
+        outcome = await stage.run("head -c 5000000 /dev/zero")
+        assert (outcome.code, outcome.output_size) == (0, 5_000_000)
+
+    stage.play(scene)
+
+
+def test_file_limit_stops_what_writes_for_ever(stage):
+    stage.make = lambda observer: SpawnExecutor(observer, file_limit=1 << 20)
+
+    async def scene():
+        outcome = await stage.run("exec cat /dev/zero")
+        assert (outcome.ending, outcome.code) == (Ending.SIGNAL, signal.SIGXFSZ)
+        assert outcome.output_size == 1 << 20
+
+    stage.play(scene)
+
+
+def test_environment_is_what_was_given_and_nothing_else(stage, monkeypatch):
+    monkeypatch.setenv("UNRELATED_SECRET", "leak")
+    env = {"PATH": PATH, "A": "two words", "EMPTY": "", "ODD": "\udcff=\n"}
+
+    async def scene():
+        stage.begin(stage.attempt(1, "env", "-0", env=env))
+        await stage.ended(1)
+        shown = dict(os.fsdecode(line).split("=", 1) for line in stage.output().split(b"\0") if line)
+        assert shown == env
+
+    stage.play(scene)
+
+
+def test_program_is_looked_up_on_the_path_of_the_attempt(stage, tmp_path):
+    for name in ("first", "second", "work/third"):
+        folder = tmp_path / "bin" / name
+        folder.mkdir(parents=True)
+        tool = folder / "tool"
+        tool.write_text(f"#!/bin/sh\necho {name}\n")
+        tool.chmod(0o755)
+    (tmp_path / "bin/first/tool").chmod(0o644)
+    paths = {f"{tmp_path}/bin/first:{tmp_path}/bin/second": b"second\n", "third": b"work/third\n"}
+
+    async def scene():
+        for fence, (path, expected) in enumerate(paths.items(), 1):
+            stage.begin(stage.attempt(fence, "tool", env={"PATH": path}, cwd=f"{tmp_path}/bin/work"))
+            outcome = await stage.ended(fence)
+            assert (outcome.ending, stage.output(fence)) == (Ending.EXIT, expected), outcome.result
+
+    stage.play(scene)
+
+
+def test_many_at_once(stage):
+    async def scene():
+        for fence in range(1, 61):
+            stage.start(fence, f"echo {fence}; exit {fence % 7}", timeout=60)
+        for fence in range(1, 61):
+            outcome = await stage.ended(fence)
+            assert (outcome.ending, outcome.code) == (Ending.EXIT, fence % 7)
+            assert stage.output(fence) == b"%d\n" % fence
+
+    stage.play(scene)
+
+
+def test_an_observer_that_fails_harms_nobody_else(stage):
+    caught = []
+
+    async def scene():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: caught.append(context["exception"]))
+        told = stage.attempt_ended
+
+        def fail_once(outcome):
+            told(outcome)
+            if outcome.fence == 1:
+                raise RuntimeError("mine")
+
+        stage.attempt_ended = fail_once
+        stage.start(1, "exit 0")
+        stage.start(2, "exit 0")
+        await stage.ended(1)
+        await stage.ended(2)
+
+    stage.play(scene)
+    assert [str(error) for error in caught] == ["mine"]
+
+
+def test_an_observer_may_start_the_next(stage):
+    async def scene():
+        told = stage.attempt_ended
+
+        def start_next(outcome):
+            told(outcome)
+            if outcome.fence < 5:
+                stage.start(outcome.fence + 1, "exit 0")
+
+        stage.attempt_ended = start_next
+        stage.start(1, "exit 0")
+        await stage.ended(5)
+
+    stage.play(scene)
+
+
+# ---------------------------------------------------------------- what cannot start
+
+
+def hopeless(stage, tmp_path):
+    plain = tmp_path / "plain.txt"
+    plain.write_text("text")
+    bare = tmp_path / "bare"
+    bare.write_text("echo")
+    bare.chmod(0o755)
+    lost = tmp_path / "lost"
+    lost.write_text("#!/no/such/interpreter\n")
+    lost.chmod(0o755)
+    cases = [
+        (stage.attempt(1, "no-such-program"), errno.ENOENT, "'no-such-program' was not found on PATH (/usr/local"),
+        (stage.attempt(2, "/no/such/program"), errno.ENOENT, "/no/such/program does not exist"),
+        (stage.attempt(3, str(plain)), errno.EACCES, "plain.txt is not executable"),
+        (stage.attempt(4, str(tmp_path)), errno.EACCES, "is a folder"),
+        (stage.attempt(5, str(bare)), errno.ENOEXEC, "no first line that names an interpreter"),
+        (stage.attempt(6, str(lost)), errno.ENOENT, "names an interpreter in its first line (#!) that does not exist"),
+        (stage.attempt(7, "true", cwd=f"{tmp_path}/none"), errno.ENOENT, "none does not exist"),
+        (stage.attempt(8, "true", cwd=str(plain)), errno.ENOTDIR, "plain.txt is not a directory"),
+        (stage.attempt(9, "true", "a\0b"), errno.EINVAL, "null byte"),
+        (stage.attempt(10), errno.EINVAL, "the command is empty"),
+        (stage.attempt(11, ""), errno.ENOENT, "does not exist"),
+        (stage.attempt(12, "true", "x" * (4 << 20)), errno.E2BIG, "too long (4194"),
+        (stage.attempt(13, "./gone", cwd=str(tmp_path)), errno.ENOENT, "./gone does not exist"),
+    ]
+    lost_place = stage.attempt(14, "true")
+    stage.place(14).rmdir()
+    return [*cases, (lost_place, errno.ENOENT, "/14/output does not exist")]
+
+
+def test_what_cannot_start_says_why(stage, tmp_path):
+    async def scene():
+        cases = hopeless(stage, tmp_path)
+        for attempt, _, _ in cases:
+            stage.begin(attempt)
+        assert not stage.outcomes
+        for attempt, number, text in cases:
+            outcome = await stage.ended(attempt.fence)
+            assert (outcome.ending, outcome.code) == (Ending.NOT_STARTED, number), outcome
+            assert text in outcome.result.decode(), outcome
+        assert not stage.started
+
+    stage.play(scene)
+
+
+# ---------------------------------------------------------------- the result file
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "result", "note"),
+    [
+        ("printf 'fine é' > $TITAN_RESULT", 0, "fine é".encode(), b""),
+        ("printf half > $TITAN_RESULT; exit 4", 4, b"half", b""),
+        (f"head -c {MAX_RESULT} /dev/zero > $TITAN_RESULT", 0, bytes(MAX_RESULT), b""),
+        (f"head -c {MAX_RESULT + 1} /dev/zero > $TITAN_RESULT", RESULT_REFUSED, b"", b"has 65537 bytes, at most 65536"),
+        ("head -c 70000 /dev/zero > $TITAN_RESULT; exit 4", 4, b"", b"has 70000 bytes"),
+        (r"printf '\377' > $TITAN_RESULT", RESULT_REFUSED, b"", b"not UTF-8"),
+        ("mkfifo $TITAN_RESULT", RESULT_REFUSED, b"", b"no regular file"),
+        ("mkdir $TITAN_RESULT", RESULT_REFUSED, b"", b"no regular file"),
+        ("ln -s /etc/passwd $TITAN_RESULT", RESULT_REFUSED, b"", b"cannot be read"),
+    ],
+)
+def test_result(stage, script, code, result, note):
+    async def scene():
+        outcome = await stage.run(script)
+        assert (outcome.ending, outcome.code, outcome.result) == (Ending.EXIT, code, result)
+        assert note in stage.output() and bool(note) == bool(stage.output())
+        assert outcome.output_size == len(stage.output())
+
+    stage.play(scene)
+
+
+# ---------------------------------------------------------------- timeout and kill
+
+
+@pytest.mark.kill
+def test_timeout(stage):
+    async def scene():
+        outcome = await stage.run("sleep 1000", timeout=0.1, grace=DEADLINE)
+        assert (outcome.ending, outcome.code) == (Ending.TIMEOUT, -signal.SIGTERM)
+        assert 0.1 <= outcome.duration < DEADLINE / 2
+
+    stage.play(scene)
+
+
+@pytest.mark.kill
+def test_timeout_with_term_ignored(stage):
+    async def scene():
+        outcome = await stage.run("trap '' TERM; echo up; while :; do sleep 1000; done", timeout=0.1, grace=0.1)
+        assert (outcome.ending, outcome.code) == (Ending.TIMEOUT, -signal.SIGKILL)
+        assert 0.2 <= outcome.duration < DEADLINE / 2
+
+    stage.play(scene)
+
+
+@pytest.mark.kill
+def test_in_time_is_not_a_timeout(stage):
+    async def scene():
+        outcome = await stage.run("exit 1", timeout=DEADLINE)
+        assert (outcome.ending, outcome.code) == (Ending.EXIT, 1)
+
+    stage.play(scene)
+
+
+@pytest.mark.kill
+def test_term_lets_it_tidy_up(stage):
+    async def scene():
+        stage.start(1, "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.01; done")
+        await stage.shows(b"up")
+        stage.kill(1, DEADLINE)
+        outcome = await stage.ended(1)
+        assert (outcome.ending, outcome.code) == (Ending.KILLED, 0)
+        assert stage.output().endswith(b"bye\n")
+
+    stage.play(scene)
+
+
+@pytest.mark.kill
+def test_the_grace_is_for_the_whole_tree(stage):
+    """The leader dies of TERM at once; what it started has its grace all the same."""
+    tidy = shlex.quote("trap 'sleep 0.2; echo bye; exit 0' TERM; echo up; while :; do sleep 0.01; done")
+
+    async def scene():
+        stage.start(1, f"sh -c {tidy} & wait")
+        await stage.shows(b"up")
+        stage.kill(1, DEADLINE)
+        outcome = await stage.ended(1)
+        assert (outcome.ending, outcome.code) == (Ending.KILLED, -signal.SIGTERM)
+        assert stage.output().endswith(b"bye\n")
+
+    stage.play(scene)
+
+
+@pytest.mark.kill
+def test_term_reaches_those_outside_of_the_group(stage):
+    tidy = shlex.quote("trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.01; done")
+
+    async def scene():
+        stage.start(1, f"{DETACHED} sh -c {tidy}; sleep 1000")
+        await stage.shows(b"up")
+        stage.kill(1, DEADLINE)
+        assert (await stage.ended(1)).ending is Ending.KILLED
+        assert stage.output().endswith(b"bye\n")
+
+    stage.play(scene)
+
+
+@pytest.mark.kill
+def test_kill_without_grace(stage):
+    async def scene():
+        stage.start(1, "trap 'echo bye' TERM; echo up; while :; do sleep 0.01; done")
+        await stage.shows(b"up")
+        stage.kill(1, 0)
+        outcome = await stage.ended(1)
+        assert (outcome.ending, outcome.code) == (Ending.KILLED, -signal.SIGKILL)
+        assert stage.output() == b"up\n"
+
+    stage.play(scene)
+
+
+@pytest.mark.kill
+def test_kill_at_once_after_start(stage):
+    async def scene():
+        stage.start(1, "sleep 1000")
+        stage.kill(1, 0)
+        assert (await stage.ended(1)).ending is Ending.KILLED
+        assert 1 in stage.started
+
+    stage.play(scene)
+
+
+@pytest.mark.kill
+def test_a_stopped_attempt_is_ended_too(stage):
+    async def scene():
+        stage.start(1, "echo up; kill -STOP $$; sleep 1000")
+        await stage.until(
+            lambda: 1 in stage.started and psutil.Process(stage.started[1]).status() == psutil.STATUS_STOPPED
+        )
+        stage.kill(1, DEADLINE)
+        assert (await stage.ended(1)).code == -signal.SIGTERM
+
+    stage.play(scene)
+
+
+@pytest.mark.kill
+def test_the_shorter_grace_counts_and_kill_wins_over_timeout(stage):
+    async def scene():
+        stage.start(1, "trap 'echo told' TERM; echo up; while :; do sleep 0.01; done", timeout=0.05, grace=1000)
+        await stage.shows(b"told")
+        stage.kill(1, 1000)
+        stage.kill(1, 0.01)
+        assert (await stage.ended(1)).ending is Ending.KILLED
+
+    stage.play(scene)
+
+
+def test_kill_of_what_is_not_there(stage):
+    async def scene():
+        stage.kill(99, 0)
+        outcome = await stage.run("exit 0")
+        stage.kill(1, 0)
+        assert outcome.ending is Ending.EXIT
+        assert list(stage.outcomes) == [1]
+
+    stage.play(scene)
+
+
+@pytest.mark.kill
+def test_what_ended_by_itself_was_not_killed(stage):
+    """It has ended, but the loop has not looked yet."""
+
+    async def scene():
+        stage.start(1, "exit 5")
+        [child] = psutil.Process().children()
+        deadline = time.monotonic() + DEADLINE
+        while not tree.has_exited(child.pid):  # the loop does not turn meanwhile
+            assert time.monotonic() < deadline
+        stage.kill(1, 0)
+        outcome = await stage.ended(1)
+        assert (outcome.ending, outcome.code) == (Ending.EXIT, 5)
+
+    stage.play(scene)
+
+
+# ---------------------------------------------------------------- trees
+
+
+HUNG = "echo up; trap '' TERM; while :; do sleep 1000; done"
+ESCAPES = {
+    "child": f"sh -c {shlex.quote(HUNG)}",
+    "background group": f"{OWN_GROUP} sh -c {shlex.quote(HUNG)} & wait",
+    "grandchild holds the output": f"{DETACHED} sh -c {shlex.quote(HUNG)}; sleep 1000",
+    "group of its own, parent gone, no environment, output closed": f"env -i {ORPHANED} {program('sh')} -c "
+    f"{shlex.quote(HUNG)} >/dev/null 2>&1; echo up; sleep 1000",
+    "double fork, output closed": f"{DETACHED} sh -c {shlex.quote(HUNG)} 3>&1 >$TITAN_ATTEMPT_DIR/other 2>&1; "
+    "until grep -q up $TITAN_ATTEMPT_DIR/other; do sleep 0.01; done; echo up; sleep 1000",
+}
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("escape", sorted(ESCAPES))
+@pytest.mark.parametrize("how", ["timeout", "kill"])
+def test_the_whole_tree_dies_on_time(stage, escape, how):
+    """Nobody waits for the end of the output, so who holds it open matters to nobody."""
+
+    async def scene():
+        stage.start(1, ESCAPES[escape], timeout=0.6 if how == "timeout" else 0, grace=0.1)
+        if how == "kill":
+            await stage.shows(b"up")
+            stage.kill(1, 0.1)
+        outcome = await stage.ended(1)
+        assert outcome.ending is (Ending.KILLED if how == "kill" else Ending.TIMEOUT)
+        assert not living(), "gone when it is reported"
+
+    stage.play(scene)
+
+
+@needs_proc
+@pytest.mark.kill
+@pytest.mark.parametrize("surroundings", ["asyncio"], indirect=True)
+def test_a_tree_is_known_by_its_output_alone(stage):
+    """Own session, empty environment, parent gone: only the output file gives it away."""
+
+    async def scene():
+        stage.start(1, f"env -i {DETACHED} {program('sh')} -c {shlex.quote(HUNG)}; sleep 1000")
+        await stage.shows(b"up")
+        stage.kill(1, 0.05)
+        await stage.ended(1)
+        assert not living()
+
+    stage.play(scene)
+
+
+@pytest.mark.kill
+def test_what_forks_faster_than_it_is_found_dies_too(stage):
+    script = f"trap '' TERM; echo up; while :; do {DETACHED} sleep 1000; done"
+
+    async def scene():
+        stage.start(1, script)
+        await stage.until(lambda: len(living()) > 6)
+        stage.kill(1, 0)
+        await stage.ended(1)
+        assert not living()
+
+    stage.play(scene)
+
+
+@pytest.mark.kill
+def test_background_processes_end_with_their_attempt(stage):
+    async def scene():
+        outcome = await stage.run("sleep 1000 >/dev/null 2>&1 & sleep 1000 >/dev/null 2>&1 & echo up; exit 6")
+        assert (outcome.ending, outcome.code) == (Ending.EXIT, 6)
+        assert outcome.duration < DEADLINE / 2
+        assert not living()
+
+    stage.play(scene)
+
+
+@needs_proc
+@pytest.mark.kill
+@pytest.mark.parametrize("surroundings", ["asyncio", "uvloop"], indirect=True)
+def test_a_daemon_that_keeps_the_output_ends_with_its_attempt(stage):
+    async def scene():
+        outcome = await stage.run(
+            f"{DETACHED} sh -c {shlex.quote(HUNG)}; until [ -s $TITAN_ATTEMPT_DIR/output ]; do sleep 0.01; done; exit 6"
+        )
+        assert (outcome.ending, outcome.code) == (Ending.EXIT, 6)
+        assert not living()
+
+    stage.play(scene)
+
+
+@pytest.mark.kill
+def test_what_is_about_to_end_is_not_cut_off(stage):
+    """As in ``exec > >(tee log)``: the last lines come after the leader has ended."""
+
+    async def scene():
+        outcome = await stage.run("(sleep 0.05; echo late) & exit 0")
+        assert stage.output() == b"late\n"
+        assert (outcome.ending, outcome.code, outcome.output_size) == (Ending.EXIT, 0, 5)
+
+    stage.play(scene)
+
+
+@pytest.mark.kill
+def test_no_stranger_is_hit(stage, tmp_path):
+    """The same fence in another cluster on this machine, and a neighbour's attempt, are not ours to end."""
+    env = {"PATH": PATH, "TITAN_FENCE": "1.1", "TITAN_ATTEMPT_DIR": str(tmp_path / "elsewhere")}
+    stranger = subprocess.Popen(["sleep", "1000"], env=env, start_new_session=True)
+    try:
+
+        async def scene():
+            stage.start(1, f"{DETACHED} sleep 1000; echo up; sleep 1000")
+            stage.start(11, "echo up; sleep 1000")
+            await stage.shows(b"up", 1)
+            await stage.shows(b"up", 11)
+            stage.kill(1, 0)
+            await stage.ended(1)
+            assert stranger.poll() is None
+            assert [psutil.pid_exists(stage.started[11]), 11 in stage.outcomes] == [True, False]
+
+        stage.play(scene)
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+@pytest.mark.kill
+def test_one_look_serves_all_that_are_killed(stage, monkeypatch):
+    looks = []
+    real = tree.scan
+    monkeypatch.setattr(tree, "scan", lambda trees: looks.append(len(trees)) or real(trees))
+
+    async def scene():
+        for fence in range(1, 31):
+            stage.start(fence, "echo up; sleep 1000")
+        for fence in range(1, 31):
+            await stage.shows(b"up", fence)
+            stage.kill(fence, 0)
+        for fence in range(1, 31):
+            await stage.ended(fence)
+
+    stage.play(scene)
+    assert len(looks) < 60, looks
+
+
+@pytest.mark.kill
+def test_close_ends_everything(stage):
+    async def scene():
+        for fence in range(1, 6):
+            stage.start(fence, "trap '' TERM; sleep 1000; sleep 1000" if fence % 2 else "sleep 1000")
+        await stage.until(lambda: len(stage.started) == 5)
+        await stage.executor.close(0.1)
+        assert {outcome.ending for outcome in stage.outcomes.values()} == {Ending.KILLED}
+        assert len(stage.outcomes) == 5
+        assert not living()
+        late = await stage.run("exit 0", fence=6)
+        assert (late.ending, late.code) == (Ending.NOT_STARTED, errno.ESHUTDOWN)
+        assert late.result == b"the worker is stopping"
+
+    stage.play(scene)
+
+
+def living():
+    """Living processes that were started here, wherever they have gone."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            if child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+# ---------------------------------------------------------------- the parts of tree
+
+
+@needs_proc
+def test_a_process_of_another_start_time_is_not_signalled(surroundings):
+    child = subprocess.Popen(["sleep", "1000"])
+    try:
+        start = tree._start_of(child.pid)
+        assert start > 0
+        assert not tree.send(tree.Member(child.pid, start + 1), signal.SIGKILL)
+        assert child.poll() is None
+        assert tree.send(tree.Member(child.pid, start), signal.SIGKILL)
+        assert child.wait(DEADLINE) == -signal.SIGKILL
+        assert not tree.send(tree.Member(child.pid, start), signal.SIGKILL)
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="leases are Linux's")
+def test_is_held(tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    watched = os.open(path, os.O_RDONLY)
+    reader = os.open(path, os.O_RDONLY)
+    try:
+        assert not tree.is_held(watched)
+        writer = os.open(path, os.O_WRONLY)
+        assert tree.is_held(watched)
+        os.close(writer)
+        assert not tree.is_held(watched)
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))  # the lease is not kept
+    finally:
+        os.close(watched)
+        os.close(reader)
+
+
+@needs_proc
+def test_a_group_is_reached_after_its_leader_is_gone(tmp_path):
+    leader = subprocess.Popen(["sh", "-c", "sleep 1000 & exit 0"], start_new_session=True, stdout=subprocess.DEVNULL)
+    pidfd = os.pidfd_open(leader.pid)
+    try:
+        leader.wait(DEADLINE)
+        assert tree.send_group(pidfd, leader.pid, 0)
+        assert tree.send_group(pidfd, leader.pid, signal.SIGKILL)
+        deadline = time.monotonic() + DEADLINE
+        while tree.send_group(pidfd, leader.pid, 0):
+            reap_orphans()
+            assert time.monotonic() < deadline
+            select.select([], [], [], 0.001)
+    finally:
+        os.close(pidfd)
