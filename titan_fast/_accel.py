@@ -10,6 +10,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from titan_fast.errors import NoCompiledModules
+
 TWINS = ("_proto", "_heap", "_heartbeat", "_spawn")
 VARIABLE = "TITAN_FAST_ACCEL"
 
@@ -23,16 +25,16 @@ def load(names: tuple[str, ...], compiled: bool) -> list[Any]:
 def _choose() -> tuple[str, str, list[Any]]:
     wish = os.environ.get(VARIABLE, "auto")
     if wish not in ("auto", "require", "off"):
-        raise ImportError(f"{VARIABLE}={wish!r} is not known: use auto, require or off")
+        raise NoCompiledModules(f"{VARIABLE}={wish!r} is not known", hint="use auto, require or off")
     if wish == "off":
         return "pure", f"{VARIABLE}=off", load(TWINS, compiled=False)
     try:
         return "compiled", "", load(TWINS, compiled=True)
     except ImportError as error:
         if wish == "require":
-            raise ImportError(
-                f"{VARIABLE}=require, but the compiled modules are not all there ({error}): "
-                "install a C compiler and reinstall titan-fast, or unset the variable"
+            raise NoCompiledModules(
+                f"{VARIABLE}=require, but the compiled modules are not all there ({error})",
+                hint="install a C compiler and reinstall titan-fast, or unset the variable",
             ) from error
         return "pure", str(error), load(TWINS, compiled=False)
 

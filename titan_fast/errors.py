@@ -139,6 +139,13 @@ class NothingToDo(UserError):
     code = "nothing_to_do"
 
 
+class NoCompiledModules(UserError):
+    """TITAN_FAST_ACCEL asks for something this installation does not have."""
+
+    code = "no_compiled_modules"
+    exit_code = 2
+
+
 class RunFailed(UserError):
     """A run that was waited for did not complete."""
 
