@@ -178,8 +178,9 @@ def test_a_run_alone_is_taken_by_the_limit_and_with_company_by_the_quantum(twin)
     queue.set_cost(0, 1, 0, QUANTUM / 8)
     assert queue.take(0, 100)[5] == 100
     queue.push(0, 2, 0, 0, 0, 1000)
-    assert queue.take(0, 100)[1:] == (2, 0, 0, 0, int(QUANTUM / DEFAULT_COST))
-    assert queue.take(0, 100)[1:] == (1, 0, 0, 100, 8)
+    takes = [queue.take(0, 100) for _ in range(30)]
+    assert {found[5] for found in takes if found[1] == 1} == {8}
+    assert {found[5] for found in takes if found[1] == 2} == {int(QUANTUM / DEFAULT_COST)}
     queue.set_cost(0, 1, 0, 60.0)
     assert {queue.take(0, 100)[5] for _ in range(10)} == {1}
 
@@ -457,7 +458,7 @@ def test_numbers_out_of_range_overflow_and_say_which(twin, call, arguments, name
 
 def test_tasks_beyond_the_last_index_overflow(twin):
     queue = one_class(twin)
-    for first, count in ((LAST, 2), (1, LAST + 0), (LAST, LAST)):
+    for first, count in ((LAST, 2), (2, LAST), (LAST, LAST)):
         with pytest.raises(OverflowError, match=f"{count} tasks from {first} on go beyond the last index, {LAST}"):
             queue.push(0, 1, 0, 0, first, count)
     queue.push(0, 1, 0, 0, LAST, 1)

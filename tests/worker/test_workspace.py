@@ -15,6 +15,7 @@ import pytest
 from titan_fast.errors import InvalidGraph, ProjectError, StateLocked
 from titan_fast.ids import make_fence
 from titan_fast.model.spec import Work
+from titan_fast.worker import workspace as workspace_module
 from titan_fast.worker.workspace import Workspace, build_environment, inherit, resolve_command
 
 DEADLINE = 20
@@ -415,6 +416,14 @@ def test_archives_that_lie(space, root, lie):
     with pytest.raises(ProjectError):
         add(space, LIES[lie])
     assert [name for name in os.listdir(root / "projects") if name != ".boot"] == []
+
+
+def test_an_archive_is_read_forward_only():
+    source = workspace_module._Forward(io.BytesIO(bytes(100)))
+    source.seek(50)
+    assert source.read(10) == bytes(10) and source.tell() == 60
+    with pytest.raises(ProjectError, match="leads back"):
+        source.seek(59)
 
 
 def test_every_cut_of_an_archive_is_refused_or_whole(space):
