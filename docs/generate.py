@@ -96,11 +96,13 @@ _RANGES = {
     (-1, (1 << 32) - 1): "int, u32 or -1",
     (-1, (1 << 63) - 1): "int, u63 or -1",
     (1, (1 << 32) - 1): "int, u32 from 1",
+    (-(1 << 31), (1 << 31) - 1): "int, i32",
 }
 
 
 def _range(low: int | None, high: int | None) -> str:
-    return _RANGES[low, high]
+    known = _RANGES.get((low, high))
+    return known or f"int, {'' if low is None else low} … {'' if high is None else high}"
 
 
 def describe_default(field: Any) -> str:

@@ -80,6 +80,9 @@ class LimitSettings(msgspec.Struct, frozen=True):
     strangers: Annotated[int, Meta(description="connections at a time that have not proved themselves", ge=1)] = 512
     strangers_per_address: Annotated[int, Meta(description="the same, from one address", ge=1)] = 64
     max_message: Annotated[int, Meta(description="longest message, bytes", ge=1 << 20)] = 192 << 20
+    unfinished: Annotated[
+        int, Meta(description="bytes of unfinished messages that all connections may hold together", ge=1 << 20)
+    ] = 1 << 30
     undrained: Annotated[int, Meta(description="bytes a peer may leave unread before it is dropped", ge=1 << 16)] = (
         64 << 20
     )

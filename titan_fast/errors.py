@@ -153,6 +153,8 @@ class RunFailed(UserError):
 
 
 class WaitTimedOut(UserError):
+    """The wait is over; what was waited for goes on."""
+
     code = "wait_timed_out"
     exit_code = 124
     retryable = True
@@ -195,6 +197,8 @@ class WrongRole(Refused):
 
 
 class NoToken(Refused):
+    """There is no token where we look for one; the message lists the places."""
+
     code = "no_token"
 
 
@@ -215,6 +219,8 @@ class TooLarge(Refused):
 
 
 class StateLocked(Refused):
+    """Another process uses the state or work directory."""
+
     code = "state_locked"
 
 
@@ -239,6 +245,8 @@ class NoMaster(PeerError):
 
 
 class ConnectionLost(PeerError):
+    """The connection ended in the middle of something."""
+
     code = "connection_lost"
     retryable = True
 
@@ -289,4 +297,6 @@ class ImpossibleTransition(InternalError):
 
 
 class StoreFailed(InternalError):
+    """The store could not keep what it was given; the master ends, so that nobody is told otherwise."""
+
     code = "store_failed"

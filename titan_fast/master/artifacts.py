@@ -15,6 +15,8 @@ from titan_fast.errors import BadMessage, NoSuchBlob, TooLarge
 
 PIECE = 4 << 20
 """Bytes of a file in one frame."""
+MAX_UNFINISHED = 16
+"""Files that one connection may be bringing at a time."""
 
 
 def is_digest(text: str) -> bool:
@@ -60,6 +62,8 @@ class BlobStore:
         key = (owner, digest)
         if offset == 0:
             self.drop(owner, digest)
+            if sum(1 for known, _ in self._open if known is owner) >= MAX_UNFINISHED:
+                raise TooLarge(f"more than {MAX_UNFINISHED} unfinished files on one connection")
             part = self._folder / f"{digest}.{id(owner):x}.part"
             self._open[key] = (part.open("wb"), part, 0)
         if key not in self._open:

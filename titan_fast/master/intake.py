@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from titan_fast.errors import BadMessage, BadRecords, NothingToDo, TitanError, UnexpectedMessage
+from titan_fast.errors import BadMessage, BadRecords, InternalError, NothingToDo, TitanError, UnexpectedMessage
 from titan_fast.ids import Ending
 from titan_fast.master.session import Session
 from titan_fast.protocol import messages as msg
@@ -58,12 +58,17 @@ class Intake:
         if error is None:
             taker = self._takers.get(incoming.op)
             if taker is None:
-                self._questions.append((session, incoming))
+                if not incoming.is_reply and incoming.op is not Op.ERROR:
+                    self._questions.append((session, incoming))
                 return
             try:
                 taker(session, incoming, incoming.message)
             except TitanError as refused:
                 error = refused
+            except Exception:
+                # Our bug: its sender is told, and the others of this turn are served all the same.
+                log.exception("%s: %s", session.describe(), incoming.op.name)
+                error = InternalError(f"{incoming.op.name} failed inside the master; its log has the details")
         if error is not None:
             log.info("%s: %s refused: %s", session.describe(), incoming.op.name, error)
             if incoming.op.hot:
@@ -180,7 +185,10 @@ class Intake:
         session.send(send_hot(Op.HEARTBEAT, incoming.sequence, ([], [], [], [])))
 
     def _output(self, session: Session, incoming: Incoming, message: msg.Output) -> None:
-        self._worker_of(session, incoming.op)
+        worker = self._master.scheduler.state.workers.get(self._worker_of(session, incoming.op))
+        lot = worker.find_lot(message.fence) if worker is not None else None
+        if lot is None or lot.run != message.run or lot.first + message.fence - lot.fence != message.index:
+            return  # an attempt that was given to somebody else meanwhile
         data = incoming.attachments[0] if incoming.attachments else b""
         self._master.logs.append(message.run, message.index, message.fence, message.offset, data)
         self._master.followers.output_grew(message.run, message.index)

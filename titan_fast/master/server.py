@@ -32,6 +32,7 @@ from titan_fast.master.store.memory import MemoryStore
 from titan_fast.master.watch import Followers, Watchers
 from titan_fast.model.archive import mark_private
 from titan_fast.protocol import messages as msg
+from titan_fast.protocol.connection import Budget
 from titan_fast.scheduler.core import Scheduler
 from titan_fast.scheduler.events import StopRequested
 from titan_fast.scheduler.state import Tuning
@@ -56,6 +57,7 @@ class Master:
         self.port = settings.master.port
         self.tokens: dict[str, str] = {}
         self.token_files: list[Path] = []
+        self.budget = Budget(settings.limits.unfinished)
         self.sessions: set[Session] = set()
         self.worker_sessions: dict[str, Session] = {}
         self._strangers: Counter[str] = Counter()
@@ -132,6 +134,8 @@ class Master:
             if not kept.exists():
                 _write_secret(kept, secrets.token_urlsafe(32))
             self.tokens[role] = kept.read_text("ascii").strip()
+            if not self.tokens[role]:
+                raise InvalidUsage(f"the token file {kept} is empty", hint="remove it: a new one is made at the start")
             place = token_path(self.host, self.port, role)
             _write_secret(place, self.tokens[role])
             self.token_files.append(place)
@@ -187,6 +191,8 @@ class Master:
         Raises:
             Refused: a second live agent with the same id, or a session older than the one we have.
         """
+        if session.worker not in ("", message.worker):
+            raise Refused("this connection belongs to another worker already")
         old = self.worker_sessions.get(message.worker)
         if old is not None and old is not session:
             if old.nonce != message.nonce and not old.closed:

@@ -24,6 +24,9 @@ from titan_fast.protocol.opcodes import Role
 if TYPE_CHECKING:
     from titan_fast.master.server import Master
 
+LINGER = 5.0
+"""Seconds a peer has to read our last words."""
+
 log = logging.getLogger("titan_fast.session")
 
 
@@ -86,6 +89,7 @@ class Session(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.closed = True
+        self.connection.close()
         for timer in (self._timer, self._choke_timer):
             if timer is not None:
                 timer.cancel()
@@ -150,8 +154,8 @@ class Session(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self.role = Role(hello.token)
-        self.connection.open(self.role)
-        self.connection.max_message = self.master.settings.limits.max_message
+        limits = self.master.settings.limits
+        self.connection.open(self.role, max_message=limits.max_message, budget=self.master.budget)
         self.master.stranger_proved(self)
         self._write(
             send(
@@ -177,7 +181,7 @@ class Session(asyncio.Protocol):
     def _refuse(self, error: TitanError, request: int = 0) -> None:
         """Say why, in the peer's own version, and hang up."""
         log.info("%s refused: %s", self.describe(), error)
-        if isinstance(error, WrongVersion) and error.version == OLD_VERSION:
+        if isinstance(error, WrongVersion) and error.version == OLD_VERSION and self._hello is None and not request:
             self._write(old_version_error(error))
         else:
             self._write(send_error(error, request))
@@ -249,10 +253,11 @@ class Session(asyncio.Protocol):
             self._transport.resume_reading()
 
     def close(self) -> None:
-        """Let what is written leave, then hang up."""
+        """Let what is written leave, then hang up; a peer that does not read it is not waited for long."""
         if not self.closed and self._transport is not None:
             self.closed = True
             self._transport.close()
+            asyncio.get_running_loop().call_later(LINGER, self._transport.abort)
 
     def abort(self) -> None:
         if self._transport is not None:

@@ -6,25 +6,34 @@ duplicates are the scheduler's to judge (`scheduler.graph`), for one graph as fo
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 MAX_NAME = 200
 MAX_NAMED_TASKS = 100_000
 MAX_MEMBERS = 10_000_000
+MAX_SECONDS = 10 * 365 * 86400.0
+"""No delay, timeout or wait is longer than ten years."""
+MAX_RETRIES = 1_000_000
 DEFAULT_GRACE = 10.0
 DEFAULT_BACKOFF = 1.0
 DEFAULT_MAX_DELAY = 60.0
 DEFAULT_AFFINITY_WAIT = 2.0
 
 
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+Seconds = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
+Priority = Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
+
+
 class Retry(msgspec.Struct, frozen=True, omit_defaults=True):
     """When a failed attempt is tried again. Delay n is ``min(max_delay, backoff * 2**(n-1))``, half of it jitter."""
 
-    max: int = 0
-    backoff: float = DEFAULT_BACKOFF
-    max_delay: float = DEFAULT_MAX_DELAY
+    max: Annotated[int, Meta(ge=0, le=MAX_RETRIES)] = 0
+    backoff: Seconds = DEFAULT_BACKOFF
+    max_delay: Seconds = DEFAULT_MAX_DELAY
     on: tuple[int | Literal["timeout"], ...] = ()
     """Exit codes, or ``timeout``, that are worth another attempt; empty means every failure."""
 
@@ -36,7 +45,7 @@ class Affinity(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: Literal["parent", "key"]
     key: str = ""
     mode: Literal["prefer", "require"] = "prefer"
-    wait: float = DEFAULT_AFFINITY_WAIT
+    wait: Seconds = DEFAULT_AFFINITY_WAIT
 
 
 class Work(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -53,25 +62,25 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     args: tuple[str, ...] = ()
     python: str = ""
     env: dict[str, str] = {}
-    timeout: float = 0.0
+    timeout: Seconds = 0.0
     """Seconds; 0 means none."""
-    grace: float = DEFAULT_GRACE
+    grace: Seconds = DEFAULT_GRACE
 
 
 class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """A named task, or an array of ``count`` tasks with one description."""
 
-    name: str
+    name: Name
     work: Work
     needs: tuple[str, ...] = ()
-    requires: tuple[str, ...] = ()
-    priority: int = 1
-    delay: float = 0.0
+    requires: tuple[Name, ...] = ()
+    priority: Priority = 1
+    delay: Seconds = 0.0
     retry: Retry = Retry()
     when: Literal["success", "failure", "always"] = "success"
     affinity: Affinity | None = None
-    count: int = 1
-    payload: int = -1
+    count: Annotated[int, Meta(ge=1, le=MAX_MEMBERS)] = 1
+    payload: Annotated[int, Meta(ge=-1, le=MAX_NAMED_TASKS)] = -1
     """Which attachment holds the members' payloads: (count + 1) big-endian u32 offsets, then the bytes; -1: none."""
     array: bool = False
     """True for an array even of one member: its members are addressed ``name[i]``."""
@@ -80,7 +89,7 @@ class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
 class GraphSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """A whole graph."""
 
-    name: str
+    name: Name
     tasks: tuple[TaskSpec, ...]
     env: dict[str, str] = {}
     project: str = ""

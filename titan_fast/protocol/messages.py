@@ -130,7 +130,7 @@ class Error(Message, frozen=True, omit_defaults=True):
     hint: str = ""
     """What to do about it."""
     field: str = ""
-    """The field of the request that is wrong, as a path such as ``$.graph.tasks[3].priority``."""
+    """The field of the request that is wrong, as a path such as ``graph.tasks[3].priority``."""
 
 
 # ---------------------------------------------------------------- clients
@@ -582,7 +582,7 @@ def decode(op: Op, body: bytes, has_attachments: bool) -> tuple[Message, tuple[b
     if not has_attachments:
         message = _decode(op, decoder, body)
         if isinstance(message, WithAttachments) and message.attachments:
-            raise BadMessage(f"{op.name}: attachments are announced and missing", field="$.attachments")
+            raise BadMessage(f"{op.name}: attachments are announced and missing", field="attachments")
         return message, ()
     if not issubclass(BY_OP[op], WithAttachments):
         raise BadMessage(f"{op.name} has no attachments")
@@ -603,12 +603,12 @@ def _decode(op: Op, decoder: msgspec.json.Decoder[Message], document: bytes | me
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         # The text may repeat what the peer said, and it ends up in logs and terminals.
         text = said(str(error))
-        path = text.rpartition("at `")[2].rstrip("`") if "at `$" in text else ""
+        path = text.rpartition("at `$")[2].rstrip("`").removeprefix(".") if "at `$" in text else ""
         raise BadMessage(f"{op.name}: {text}", field=path) from None
     unknown = [name for name in message.critical if name not in _FIELDS[type(message)]]
     if unknown:
         names = said(", ".join(unknown))
-        raise BadMessage(f"{op.name}: this version does not know {names}", field=f"$.{said(unknown[0])}")
+        raise BadMessage(f"{op.name}: this version does not know {names}", field=said(unknown[0]))
     return message
 
 
@@ -626,7 +626,7 @@ def _cut(op: Op, body: bytes, at: int, lengths: tuple[int, ...]) -> tuple[bytes,
         shown = ", ".join(map(str, lengths[:8])) + (", …" if len(lengths) > 8 else "")
         raise BadMessage(
             f"{op.name}: attachments of {shown or 'no'} bytes do not fill the frame, {len(body) - at} are there",
-            field="$.attachments",
+            field="attachments",
         )
     parts = []
     for length in lengths:
