@@ -185,10 +185,10 @@ class Intake:
         session.send(send_hot(Op.HEARTBEAT, incoming.sequence, ([], [], [], [])))
 
     def _output(self, session: Session, incoming: Incoming, message: msg.Output) -> None:
-        worker = self._master.scheduler.state.workers.get(self._worker_of(session, incoming.op))
-        lot = worker.find_lot(message.fence) if worker is not None else None
-        if lot is None or lot.run != message.run or lot.first + message.fence - lot.fence != message.index:
-            return  # an attempt that was given to somebody else meanwhile
+        if not self._master.queries.is_attempt_of(
+            self._worker_of(session, incoming.op), message.run, message.index, message.fence
+        ):
+            return  # a worker may write to nothing but what it was given
         data = incoming.attachments[0] if incoming.attachments else b""
         self._master.logs.append(message.run, message.index, message.fence, message.offset, data)
         self._master.followers.output_grew(message.run, message.index)

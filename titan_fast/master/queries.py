@@ -124,6 +124,16 @@ class Queries:
             f"{run.id}/{run.label(index)} attempt {attempt}", hint=f"there are {len(rows) + (lot is not None)} attempts"
         )
 
+    def is_attempt_of(self, worker_id: str, run: int, index: int, fence: int) -> bool:
+        """This worker has, or had, the attempt with this fence of this task."""
+        worker = self._state.workers.get(worker_id)
+        if worker is None:
+            return False
+        lot = worker.find_lot(fence)
+        if lot is not None:
+            return lot.run == run and lot.first + fence - lot.fence == index
+        return any(row.fence == fence and row.worker == worker.name for row in self._master.store.attempts(run, index))
+
     def is_settled(self, run: Run, index: int, fence: int) -> bool:
         """Nothing will be added to this attempt's output, and no other attempt follows it."""
         return TaskState(run.state[index]) in FINAL

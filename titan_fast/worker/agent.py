@@ -28,7 +28,7 @@ from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming, send, send_hot
 from titan_fast.protocol.opcodes import Op
 from titan_fast.worker.executors.base import Attempt, Outcome
-from titan_fast.worker.executors.spawn import SpawnExecutor
+from titan_fast.worker.executors.spawn import OUTPUT_NAME, SpawnExecutor
 from titan_fast.worker.link import Link
 from titan_fast.worker.output import Shipper
 from titan_fast.worker.projects import Projects
@@ -51,6 +51,14 @@ class _Unsent(msgspec.Struct):
     held: list[msg.Held]
 
 
+class _Wrote(msgspec.Struct):
+    """Whose output a file is, and how long it is once it is complete."""
+
+    run: int
+    index: int
+    total: int | None = None
+
+
 class Agent:
     """One worker's agent. `run` returns when it has been told to stop and has nothing left."""
 
@@ -68,8 +76,8 @@ class Agent:
         self._projects = Projects(self._workspace, self._link.send)
         self._inherited = inherit(os.environ, settings.environment)
         self._specs: dict[tuple[int, int], msg.Spec] = {}
-        self._where: dict[int, tuple[int, int]] = {}
-        """(run, index) of attempts whose output may still be on its way."""
+        self._wrote: dict[int, _Wrote] = {}
+        """Attempts whose output may still be on its way."""
         self._started: list[tuple[int, ...]] = []
         self._results: list[tuple[tuple[int, ...], bytes]] = []
         self._ended_now: list[msg.Held] = []
@@ -113,10 +121,13 @@ class Agent:
             return
         self._stopping = True
         self._link.send(send(msg.Goodbye(empty=False)))
-        for start in self._slots.withdraw(0, 1 << 63):
-            self._give_back(start, Ending.RECALLED)
+        self._give_back_waiting()
         self._check_idle()
         asyncio.get_running_loop().call_later(self._settings.drain, self._idle.set)
+
+    def _give_back_waiting(self) -> None:
+        for start in self._slots.withdraw(0, 1 << 63):
+            self._give_back(start, Ending.RECALLED)
 
     def _check_idle(self) -> None:
         if self._stopping and self._slots.is_empty:
@@ -166,15 +177,26 @@ class Agent:
         log.info("%s is attached", self._name)
         for fence in verdict.kill:
             self._kill(fence, 0.0)
+        self._ship_again()
         for unsent in self._unsent:
             self._link.send(unsent.frame)
         if self._stopping:
             self._link.send(send(msg.Goodbye(empty=False)))
+        self._projects.ask_again()
+
+    def _ship_again(self) -> None:
+        """What was on its way when the connection broke is lost, so every output that is not acknowledged goes again
+        from its beginning; the master knows by the offsets what it has."""
         self._shipper.resume()
+        for fence, wrote in self._wrote.items():
+            if wrote.total is None:
+                self._shipper.rewind(fence, 0)
+            else:
+                self._shipper.add(fence, self._output_path(fence))
+                self._shipper.finish(fence, wrote.total)
 
     def detached(self) -> None:
         self._shipper.pause()
-        self._projects.detached()
 
     def received(self, incoming: Incoming) -> None:
         """Raises TitanError for what has no place here; the link starts over then."""
@@ -210,6 +232,8 @@ class Agent:
             payload = incoming.tail[at : at + size]
             at += size
             self._slots.assign(Stretch(run, spec, first, count, generation, attempt, fence, payload, count))
+        if self._stopping:  # it crossed our goodbye
+            self._give_back_waiting()
         self._start_next()
 
     def _start_next(self) -> None:
@@ -265,9 +289,7 @@ class Agent:
             self._not_started(start, str(error))
             return
         self._executor.start(
-            Attempt(
-                start.fence, str(task), argv, environment, workdir, attempt_dir, work.timeout, work.grace
-            )
+            Attempt(start.fence, str(task), argv, environment, workdir, attempt_dir, work.timeout, work.grace)
         )
 
     def _not_started(self, start: Start, reason: str) -> None:
@@ -305,15 +327,20 @@ class Agent:
         start = self._slots.running.get(fence)
         if start is None:
             return
-        self._where[fence] = (start.run, start.index)
+        self._wrote[fence] = _Wrote(start.run, start.index)
         self._started.append((start.run, start.index, start.generation, fence, pid, int(started * 1e6)))
-        self._shipper.add(fence, os.path.join(self._workspace.attempt_dir(fence, make=False), "output"))
+        self._shipper.add(fence, self._output_path(fence))
         self._flush_soon()
+
+    def _output_path(self, fence: int) -> str:
+        return os.path.join(self._workspace.attempt_dir(fence, make=False), OUTPUT_NAME)
 
     def attempt_ended(self, outcome: Outcome) -> None:
         start = self._slots.ended(outcome.fence)
         if start is None:
             return
+        if (wrote := self._wrote.get(outcome.fence)) is not None:
+            wrote.total = outcome.output_size
         self._shipper.finish(outcome.fence, outcome.output_size)
         self._result(
             start,
@@ -329,10 +356,9 @@ class Agent:
 
     def _emit(self, fence: int, offset: int, data: bytes, final: bool, total: int) -> None:
         """A piece of output. The task it belongs to is known by its fence, running or just ended."""
-        run, index = self._where[fence]
-        self._link.send(
-            send(msg.Output(run=run, index=index, fence=fence, offset=offset, final=final, total=total), (data,))
-        )
+        wrote = self._wrote[fence]
+        output = msg.Output(run=wrote.run, index=wrote.index, fence=fence, offset=offset, final=final, total=total)
+        self._link.send(send(output, (data,)))
 
     # ------------------------------------------------------------ results
 
@@ -378,15 +404,14 @@ class Agent:
             frame = send_hot(Op.RESULT, self._sequence, columns, b"".join(result for _, result in batch))
             self._unsent.append(_Unsent(self._sequence, frame, held))
             self._unsent_size += len(frame)
-            if self._link.is_attached:
-                self._link.send(frame)
+            self._link.send(frame)
 
     def _acknowledged(self, sequence: int) -> None:
         while self._unsent and self._unsent[0].sequence <= sequence:
             unsent = self._unsent.popleft()
             self._unsent_size -= len(unsent.frame)
             for item in unsent.held:
-                self._where.pop(item.fence, None)
+                self._wrote.pop(item.fence, None)
                 self._shipper.forget(item.fence)
                 self._workspace.remove_attempt(item.fence)
         self._start_next()
@@ -422,7 +447,5 @@ def _host() -> str:
     return socket.gethostname().partition(".")[0] or "worker"
 
 
-async def run_agent(
-    settings: WorkerSettings, addresses: list[tuple[str, int]], find_token: Callable[[], str]
-) -> int:
+async def run_agent(settings: WorkerSettings, addresses: list[tuple[str, int]], find_token: Callable[[], str]) -> int:
     return await Agent(settings, addresses, find_token).run()

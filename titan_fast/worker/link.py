@@ -160,7 +160,7 @@ class Link(asyncio.Protocol):
                 self._cluster, self._epoch = welcome.cluster, welcome.epoch
                 self._interval = welcome.heartbeat
                 self._number += 1
-                self.send(send(self._receiver.inventory(self._number), request=ATTACH_REQUEST))
+                self._say(send(self._receiver.inventory(self._number), request=ATTACH_REQUEST))
             return
         if incoming.error is not None:
             raise incoming.error
@@ -186,7 +186,12 @@ class Link(asyncio.Protocol):
         self._beats = loop.call_later(self._interval, self._beat)
 
     def send(self, frame: bytes) -> None:
-        """Leaves at the end of this turn of the loop, with everything else said in it."""
+        """Leaves at the end of this turn of the loop, with everything else said in it. Dropped while there is no
+        attached connection: whatever matters is in the next inventory, or sent again after it."""
+        if self.is_attached:
+            self._say(frame)
+
+    def _say(self, frame: bytes) -> None:
         self._out.append(frame)
         if not self._flushing:
             self._flushing = True

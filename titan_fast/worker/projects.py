@@ -101,7 +101,6 @@ class Projects:
             try:
                 incoming: Incoming = await answer
             except ConnectionLost:
-                await asyncio.sleep(0.2)
                 continue
             finally:
                 del self._answers[request]
@@ -114,8 +113,8 @@ class Projects:
         if answer is not None and not answer.done():
             answer.set_result(incoming)
 
-    def detached(self) -> None:
-        """What was asked will not be answered on this connection."""
+    def ask_again(self) -> None:
+        """There is a new connection: what was asked on the old one, or in between, will not be answered."""
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(ConnectionLost("the connection to the master broke"))
