@@ -42,35 +42,65 @@ assert FRONT == HEADER_SIZE + REQUEST_ID_SIZE
 # ---------------------------------------------------------------- big-endian numbers
 
 
+cdef extern from *:
+    """
+    #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    #define titan_big16 __builtin_bswap16
+    #define titan_big32 __builtin_bswap32
+    #define titan_big64 __builtin_bswap64
+    #else
+    #define titan_big16(number) (number)
+    #define titan_big32(number) (number)
+    #define titan_big64(number) (number)
+    #endif
+    """
+    uint16_t titan_big16(uint16_t number) noexcept nogil
+    uint32_t titan_big32(uint32_t number) noexcept nogil
+    uint64_t titan_big64(uint64_t number) noexcept nogil
+
+
 cdef inline uint16_t load16(const uint8_t *at) noexcept nogil:
-    return <uint16_t>(at[0] << 8 | at[1])
+    cdef uint16_t number
+    memcpy(&number, at, sizeof(number))
+    return titan_big16(number)
 
 
 cdef inline uint32_t load32(const uint8_t *at) noexcept nogil:
-    return <uint32_t>at[0] << 24 | <uint32_t>at[1] << 16 | <uint32_t>at[2] << 8 | at[3]
+    cdef uint32_t number
+    memcpy(&number, at, sizeof(number))
+    return titan_big32(number)
 
 
 cdef inline uint64_t load64(const uint8_t *at) noexcept nogil:
-    return <uint64_t>load32(at) << 32 | load32(at + 4)
+    cdef uint64_t number
+    memcpy(&number, at, sizeof(number))
+    return titan_big64(number)
 
 
-cdef inline void store(uint8_t *at, uint64_t value, int size) noexcept nogil:
-    while size > 0:
-        size -= 1
-        at[size] = <uint8_t>value
-        value >>= 8
+cdef inline void store16(uint8_t *at, uint16_t number) noexcept nogil:
+    number = titan_big16(number)
+    memcpy(at, &number, sizeof(number))
 
 
-cdef inline void store32(uint8_t *at, uint32_t value) noexcept nogil:
-    at[0] = <uint8_t>(value >> 24)
-    at[1] = <uint8_t>(value >> 16)
-    at[2] = <uint8_t>(value >> 8)
-    at[3] = <uint8_t>value
+cdef inline void store32(uint8_t *at, uint32_t number) noexcept nogil:
+    number = titan_big32(number)
+    memcpy(at, &number, sizeof(number))
 
 
-cdef inline void store64(uint8_t *at, uint64_t value) noexcept nogil:
-    store32(at, <uint32_t>(value >> 32))
-    store32(at + 4, <uint32_t>value)
+cdef inline void store64(uint8_t *at, uint64_t number) noexcept nogil:
+    number = titan_big64(number)
+    memcpy(at, &number, sizeof(number))
+
+
+cdef inline void store(uint8_t *at, uint64_t number, int size) noexcept nogil:
+    if size == 8:
+        store64(at, number)
+    elif size == 4:
+        store32(at, <uint32_t>number)
+    elif size == 2:
+        store16(at, <uint16_t>number)
+    else:
+        at[0] = <uint8_t>number
 
 
 # ---------------------------------------------------------------- frames
@@ -254,8 +284,8 @@ def pack(layout, sequence, columns, tail=b""):
     cdef Py_ssize_t end = PROLOGUE_SIZE + count * record.size
     cdef bytes message = PyBytes_FromStringAndSize(NULL, end + len(<bytes>tail))
     cdef uint8_t *at = <uint8_t *>PyBytes_AS_STRING(message)
-    store(at, record.number, 2)
-    store(at + 2, record.size, 2)
+    store16(at, <uint16_t>record.number)
+    store16(at + 2, <uint16_t>record.size)
     store32(at + 4, <uint32_t>count)
     store64(at + 8, number)
     memcpy(at + end, PyBytes_AS_STRING(tail), len(<bytes>tail))
@@ -317,7 +347,9 @@ cdef bint write_plain(char code, PyObject **items, Py_ssize_t count, uint8_t *at
     cdef int64_t number
     cdef double real
     for row in range(count):
-        if code == c"d":
+        if row and items[row] == items[row - 1]:
+            pass  # the same object has the same bits: most columns repeat
+        elif code == c"d":
             if not PyFloat_CheckExact(<object>items[row]):
                 return False
             real = PyFloat_AS_DOUBLE(<object>items[row])
@@ -333,12 +365,7 @@ cdef bint write_plain(char code, PyObject **items, Py_ssize_t count, uint8_t *at
             bits = <uint64_t><object>items[row]
             if size < 8 and bits >> 8 * size:
                 return False
-        if size == 8:
-            store64(at, bits)
-        elif size == 4:
-            store32(at, <uint32_t>bits)
-        else:
-            store(at, bits, size)
+        store(at, bits, size)
         at += step
     return True
 

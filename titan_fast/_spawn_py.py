@@ -1,22 +1,25 @@
 """Starting a process, in pure Python (contract: `_spawn.pyi`, twin: `_spawn.pyx`).
 
-`subprocess` does the work, by vfork where it can. Two things it cannot do there are done around it: the file limit
-is set on the child from outside (it is ours and not waited for, so its number is its own), and only when this
-process ignores or blocks signals a function between fork and exec puts that right.
+`subprocess` does the work, by vfork where it can. What it cannot do there is done around it: the file limit is our
+own for a moment, so that the child is born with it, and only when this process ignores or blocks signals a function
+between fork and exec (which costs a real fork) puts that right.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 _RESTORED = {signal.SIGPIPE, getattr(signal, "SIGXFSZ", None), getattr(signal, "SIGXFZ", None)}
 """What `subprocess` itself sets back to the default."""
+_limit_lock = threading.Lock()
 
 
 def spawn(argv: Sequence[bytes], env: Sequence[bytes], cwd: bytes, output: int, file_limit: int) -> tuple[int, int]:
@@ -24,30 +27,32 @@ def spawn(argv: Sequence[bytes], env: Sequence[bytes], cwd: bytes, output: int, 
     if not argv:
         raise ValueError("argv is empty")
     _check_text(*argv, *env, cwd)
-    limit = _allowed_limit(file_limit)
-    prepare = _preparation(limit)
+    if not argv[0]:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), "")
     program = argv[0] if b"/" in argv[0] else b"./" + argv[0]  # or subprocess would search PATH
     try:
-        child = subprocess.Popen(
-            argv,
-            executable=program,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            cwd=cwd,
-            env=_mapping(env),
-            start_new_session=True,
-            close_fds=True,
-            preexec_fn=prepare,
-        )
+        with _file_limit(file_limit) as limit:
+            child = subprocess.Popen(
+                argv,
+                executable=program,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=cwd,
+                env=_mapping(env),
+                start_new_session=True,
+                close_fds=True,
+                preexec_fn=_preparation(),
+            )
     except OSError as error:
         place = cwd if error.filename == cwd else argv[0]
         number = error.errno or 0
         raise OSError(number, os.strerror(number), os.fsdecode(place)) from None
     # We reap it ourselves: a Popen that believes its child still runs would have `subprocess` wait for it later.
     child.returncode = 0
-    if limit >= 0 and prepare is None:
-        with contextlib.suppress(OSError):  # it has ended already
+    if limit >= 0 and hasattr(resource, "prlimit"):
+        # The hard limit, too. It is ours and not waited for, so its number is its own.
+        with contextlib.suppress(OSError):
             resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (limit, limit))
     return child.pid, _open_pidfd(child.pid)
 
@@ -65,28 +70,32 @@ def _mapping(entries: Sequence[bytes]) -> dict[bytes, bytes]:
     return {key: value for key, _, value in pairs}
 
 
-def _allowed_limit(file_limit: int) -> int:
-    """The RLIMIT_FSIZE to set, never above the hard one we have; -1: leave it."""
-    if file_limit <= 0:
-        return -1
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    return file_limit if hard == resource.RLIM_INFINITY else min(file_limit, hard)
+@contextlib.contextmanager
+def _file_limit(wanted: int) -> Iterator[int]:
+    """Our own RLIMIT_FSIZE lowered for a moment; gives the limit, never above the hard one, or -1: none is wanted."""
+    if wanted <= 0:
+        yield -1
+        return
+    with _limit_lock:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            yield limit
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def _preparation(limit: int) -> Callable[[], None] | None:
+def _preparation() -> Callable[[], None] | None:
     """What must run between fork and exec, or None, which is the usual case and lets subprocess use vfork."""
     ignored = [number for number in _SIGNALS if number not in _RESTORED and signal.getsignal(number) == signal.SIG_IGN]
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    limited = limit >= 0 and not hasattr(resource, "prlimit")
-    if not (ignored or blocked or limited):
+    if not ignored and not signal.pthread_sigmask(signal.SIG_BLOCK, ()):
         return None
 
     def prepare() -> None:
         for number in ignored:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        if limit >= 0:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     return prepare
 

@@ -108,7 +108,8 @@ def test_an_attempt_that_could_not_start_says_why() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ending", "code", "reason"), [(Ending.EXIT, 3, "exit:3"), (Ending.SIGNAL, 11, "signal:11"), (Ending.TIMEOUT, 0, "timeout")]
+    ("ending", "code", "reason"),
+    [(Ending.EXIT, 3, "exit:3"), (Ending.SIGNAL, 11, "signal:11"), (Ending.TIMEOUT, 0, "timeout")],
 )
 def test_a_failure_has_a_reason(ending: Ending, code: int, reason: str) -> None:
     harness, run, _ = failing(Retry(), ending, code)

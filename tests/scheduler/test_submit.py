@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 
 import pytest
 
@@ -136,7 +137,7 @@ def test_members_get_their_own_payloads() -> None:
     kept = harness.scheduler.state.runs[run]
     piece = kept.payload_slice(0, 1, 2)
     offsets = struct.unpack(">3I", piece[:12])
-    assert [piece[12 + a - offsets[0] : 12 + b - offsets[0]] for a, b in zip(offsets, offsets[1:], strict=False)] == [
+    assert [piece[12 + a - offsets[0] : 12 + b - offsets[0]] for a, b in pairwise(offsets)] == [
         b"",
         b"two",
     ]

@@ -32,6 +32,7 @@ def check(state: State) -> None:
     assert totals == state.totals, f"state counts {state.totals} are not the runs' sum {totals}"
     assert len(state.queue) == ready, f"{len(state.queue)} tasks queued, {ready} READY"
     fences: set[int] = set()
+    priorities: dict[int, int] = {}
     for worker in state.workers.values():
         held = running = 0
         assert worker.fences == [lot.fence for lot in worker.lots], f"{worker.name}: fences and lots differ"
@@ -53,6 +54,7 @@ def check(state: State) -> None:
                 assert value in IN_FLIGHT, f"{run.id}/{run.label(index)} is {value.name} but at {worker.name}"
             assert open_members == lot.open > 0, f"lot {lot.fence}: {open_members} open members, says {lot.open}"
             held += lot.open
+            priorities[lot.priority] = priorities.get(lot.priority, 0) + lot.open
         assert held == worker.held, f"{worker.name} holds {held}, says {worker.held}"
         assert running == worker.running, f"{worker.name} runs {running}, says {worker.running}"
         # What ended but was not acknowledged counts as running after an attach, so slots are no bound for it.
@@ -64,6 +66,7 @@ def check(state: State) -> None:
             run = state.runs[worker.alone[0]]
             if run.state[worker.alone[1]] in IN_FLIGHT:
                 assert worker.held == 1, f"{worker.name} should run one task alone, holds {worker.held}"
+    assert priorities == state.in_flight, f"in flight by priority: {priorities}, says {state.in_flight}"
     assert recalling == state.recalling, f"{recalling} recalls open, says {state.recalling}"
     in_flight = sum(totals[value] for value in IN_FLIGHT)
     assert len(fences) == in_flight, f"{len(fences)} open attempts, {in_flight} tasks in flight"

@@ -143,6 +143,7 @@ def _make_lot(
     fence = state.next_fence(count)
     priority = run.options_of(spec).priority
     lot = Lot(run.id, spec, first, count, fence, worker.id, generation, attempt, priority, state.now)
+    state.in_flight[priority] = state.in_flight.get(priority, 0) + count
     worker.fences.append(fence)
     worker.lots.append(lot)
     run.lots[fence] = lot
@@ -187,23 +188,32 @@ def _balance(state: State, out: Outbox) -> None:
 
 
 def _make_way(state: State, out: Outbox) -> None:
-    """A more urgent task waits while workers hold less urgent ones they have not started: those come back."""
+    """A more urgent task waits while workers hold less urgent ones they have not started: those come back.
+
+    A worker starts its tasks in order, so one that makes way gives back all of them; and for one urgent task one
+    worker does it, unless another one will have a slot soon anyway.
+    """
     if not state.overfull:
         return
     for row in state.view_order:
         best = state.queue.peek(row)
-        if best is None:
+        if best is None or best[2] <= min(state.in_flight):
             continue
-        wanted = state.queue.ready(best[0]) - state.recalling
-        for worker_id in sorted(state.overfull & state.view_rows[row].workers):
+        workers = state.view_rows[row].workers
+        donors = state.overfull & workers
+        urgent = min(state.queue.ready(best[0]), state.runs[best[1]].counts[S.READY])
+        wanted = urgent - (len(workers) - len(donors))
+        for worker_id in sorted(donors):
+            if wanted <= 0:
+                break
             donor = state.workers[worker_id]
             if donor.state == "SUSPECT":
                 continue
-            for lot in reversed(donor.lots):
-                if wanted <= 0:
-                    return
-                if lot.priority < best[2]:
-                    wanted -= _recall(state, donor, lot, wanted, out)
+            less_urgent = [lot for lot in donor.lots if lot.priority < best[2]]
+            for lot in less_urgent:
+                _recall(state, donor, lot, lot.count, out)
+            if less_urgent:
+                wanted -= donor.slots
 
 
 def _recall(state: State, donor: Worker, lot: Lot, limit: int, out: Outbox) -> int:

@@ -429,6 +429,8 @@ class State:
         self.balance_timer: tuple[int, float] | None = None
         self.recalling = 0
         """Attempts asked back and not yet answered."""
+        self.in_flight: dict[int, int] = {}
+        """Priority -> open attempts of it, at all workers."""
         self.needs_placement = False
 
     def next_fence(self, count: int) -> int:

@@ -91,7 +91,7 @@ def view_tasks(state: State, run: Run, first: int, count: int) -> Iterator[TaskV
             PUBLIC[TaskState(run.state[index])],
             reason_of(state, run, index) if lot is None or run.state[index] != TaskState.RUNNING else "",
             run.generation.get(index, 0),
-            lot.attempt if lot is not None else run.attempts.get(index, 0),
+            lot.attempt if lot is not None else run.attempts.get(index, int(run.state[index] == TaskState.COMPLETED)),
             state.workers[lot.worker].name if lot is not None else "",
             lot.started.get(member, 0) if lot is not None else 0,
         )

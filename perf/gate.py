@@ -1,0 +1,133 @@
+"""Runs every `bench_*.py` beside it and holds what they measure against the promises in `budgets.toml`.
+
+Prints one table ``name | measured | promise | headroom``. Fails on a broken promise, on a measurement nobody promised
+anything about, and on a promise nobody measures. ``TITAN_FAST_SLOWDOWN=name[:factor]`` makes one figure worse by that
+factor (10 when not given): it proves that the gate can turn red.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SLOWDOWN = "TITAN_FAST_SLOWDOWN"
+MACHINE = "TITAN_FAST_MACHINE"
+KINDS = ("ratio", "growth", "absolute", "count")
+
+
+class Promise(NamedTuple):
+    """``min`` or ``max``, one of them. An absolute one binds on the named reference machine only."""
+
+    kind: str
+    limit: float
+    is_max: bool
+    machine: str = ""
+
+    def binds(self, machine: str) -> bool:
+        return self.kind != "absolute" or self.machine == machine
+
+    def is_kept(self, value: float) -> bool:
+        return value <= self.limit if self.is_max else value >= self.limit
+
+    def headroom(self, value: float) -> float:
+        """The part of the promise that is left, as a fraction; negative when it is broken."""
+        return (1 - value / self.limit) if self.is_max else (value / self.limit - 1)
+
+    def worsen(self, value: float, factor: float) -> float:
+        return value * factor if self.is_max else value / factor
+
+    def __str__(self) -> str:
+        return f"{'<=' if self.is_max else '>='} {self.limit:g}"
+
+
+def read_budgets(path: Path) -> dict[str, Promise]:
+    """Raises ValueError for a promise that says nothing or is of no known kind."""
+    promises = {}
+    for name, row in tomllib.loads(path.read_text()).items():
+        if row.get("kind") not in KINDS:
+            raise ValueError(f"{name}: kind is one of {', '.join(KINDS)}")
+        if ("min" in row) == ("max" in row):
+            raise ValueError(f"{name}: either min or max")
+        if (row["kind"] == "absolute") != ("machine" in row):
+            raise ValueError(f"{name}: an absolute promise, and no other, names its machine")
+        is_max = "max" in row
+        promises[name] = Promise(row["kind"], float(row["max" if is_max else "min"]), is_max, row.get("machine", ""))
+    return promises
+
+
+def measure_all(folder: Path) -> dict[str, float]:
+    """The figures of every benchmark in the folder, by name. A name belongs to one benchmark."""
+    figures: dict[str, float] = {}
+    for path in sorted(folder.glob("bench_*.py")):
+        print(f"… {path.name}", file=sys.stderr, flush=True)
+        for name, value in load(path)().items():
+            if name in figures:
+                raise ValueError(f"{path.name}: {name} is measured twice")
+            figures[name] = value
+    return figures
+
+
+def load(path: Path) -> Callable[[], dict[str, float]]:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    measure: Callable[[], dict[str, float]] = module.measure
+    return measure
+
+
+def slow_down(figures: dict[str, float], promises: dict[str, Promise], switch: str) -> None:
+    """Raises ValueError when the switch names nothing that is measured: a typing error must not look like green."""
+    name, _, factor = switch.partition(":")
+    if name not in figures or name not in promises:
+        raise ValueError(f"{SLOWDOWN}={switch}: there is no figure {name} with a promise")
+    figures[name] = promises[name].worsen(figures[name], float(factor or 10))
+
+
+def judge(figures: dict[str, float], promises: dict[str, Promise], machine: str) -> tuple[list[str], list[str]]:
+    """(the table's lines, what is wrong)."""
+    rows = [("name", "measured", "promise", "headroom")]
+    wrong = []
+    for name in sorted(figures.keys() | promises.keys()):
+        value, promise = figures.get(name), promises.get(name)
+        if value is None:
+            wrong.append(f"{name} is promised and nobody measures it")
+            rows.append((name, "-", str(promise), "NOT MEASURED"))
+        elif promise is None:
+            wrong.append(f"{name} is measured and nothing is promised")
+            rows.append((name, f"{value:.3f}", "-", "NO PROMISE"))
+        elif not promise.binds(machine):
+            rows.append((name, f"{value:.3f}", str(promise), f"only on {promise.machine}"))
+        else:
+            kept = promise.is_kept(value)
+            if not kept:
+                wrong.append(f"{name}: {value:.3f}, promised {promise}")
+            rows.append(
+                (name, f"{value:.3f}", str(promise), f"{promise.headroom(value):+.0%}{'' if kept else ' BROKEN'}")
+            )
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return lines, wrong
+
+
+def main(folder: Path) -> int:
+    promises = read_budgets(folder / "budgets.toml")
+    figures = measure_all(folder)
+    if switch := os.environ.get(SLOWDOWN, ""):
+        slow_down(figures, promises, switch)
+    lines, wrong = judge(figures, promises, os.environ.get(MACHINE) or platform.node())
+    print("\n".join(lines))
+    for line in wrong:
+        print(f"gate: {line}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent))

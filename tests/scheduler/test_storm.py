@@ -1,0 +1,64 @@
+"""Random graphs, random events, every invariant at every step; then quiet, and everything must end.
+
+The seed is in the test's name: a failure is repeated with it.
+"""
+
+from __future__ import annotations
+
+import pytest
+from storm import Storm
+
+from titan_fast.scheduler import sabotage
+from titan_fast.scheduler.state import Tuning
+from titan_fast.testing.harness import SchedulerHarness
+
+BATCHES = 8
+SEEDS = 20
+STEPS = 300
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_everything_ends_after_a_storm(batch: int) -> None:
+    for seed in range(batch * SEEDS, (batch + 1) * SEEDS):
+        ride(seed, STEPS)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("batch", range(100, 200))
+def test_everything_ends_after_a_long_storm(batch: int) -> None:
+    for seed in range(batch * SEEDS, (batch + 1) * SEEDS):
+        ride(seed, 4 * STEPS, runs=20)
+
+
+def ride(seed: int, steps: int, runs: int = 6) -> Storm:
+    storm = Storm(seed, runs)
+    try:
+        storm.rage(steps)
+        storm.calm()
+    except BaseException as error:
+        error.add_note(f"Storm({seed}, {runs}).rage({steps})")
+        raise
+    return storm
+
+
+def test_equal_seeds_give_equal_storms() -> None:
+    one, two = ride(5, 150), ride(5, 150)
+    assert one.h.facts == two.h.facts
+    assert [*map(repr, one.h.commands)] == [*map(repr, two.h.commands)]
+
+
+def test_the_storm_does_everything_it_can() -> None:
+    storm = ride(11, 1500, runs=30)
+    assert set(storm.counts) == {act.__name__ for _, act in storm.acts}
+    kinds = {type(item).__name__ for item in (*storm.h.facts, *storm.h.commands)}
+    assert {"Recall", "Kill", "Verdict", "CancelAsked", "TasksReopened", "TasksSettled", "WorkerGone"} <= kinds
+
+
+@pytest.mark.parametrize("fault", sorted(sabotage.SABOTAGE))
+def test_the_storm_finds_a_fault_that_is_built_in(fault: str) -> None:
+    with pytest.raises(AssertionError):
+        for seed in range(50):
+            storm = Storm(seed)
+            storm.h = SchedulerHarness(Tuning(sabotage=frozenset({fault})), seed=seed)
+            storm.rage(STEPS)
+            storm.calm()
