@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-def spawn(
-    argv: Sequence[bytes], env: Sequence[bytes], cwd: bytes, output: int, file_limit: int
-) -> tuple[int, int]:
+def spawn(argv: Sequence[bytes], env: Sequence[bytes], cwd: bytes, output: int, file_limit: int) -> tuple[int, int]:
     """Start a program in a session (and so a process group) of its own.
 
     Standard input is /dev/null, standard output and error are the descriptor ``output``, every other descriptor

@@ -1,8 +1,8 @@
 """The peer's side of a handshake, for clients and workers. No sockets.
 
-    bytes to send = opening.hello()
-    for each incoming: bytes to send = opening.take(incoming)
-    until opening.welcome is set
+bytes to send = opening.hello()
+for each incoming: bytes to send = opening.take(incoming)
+until opening.welcome is set
 """
 
 from __future__ import annotations

@@ -44,9 +44,7 @@ class Receiver(Protocol):
 class Link(asyncio.Protocol):
     """Keeps one connection to one of the addresses, for ever, until `close`."""
 
-    def __init__(
-        self, addresses: list[tuple[str, int]], find_token: Callable[[], str], receiver: Receiver
-    ) -> None:
+    def __init__(self, addresses: list[tuple[str, int]], find_token: Callable[[], str], receiver: Receiver) -> None:
         self._addresses = addresses
         self._find_token = find_token
         self._receiver = receiver
