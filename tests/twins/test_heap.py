@@ -185,6 +185,15 @@ def test_a_run_alone_is_taken_by_the_limit_and_with_company_by_the_quantum(twin)
     assert {queue.take(0, 100)[5] for _ in range(10)} == {1}
 
 
+def test_every_task_of_a_take_counts(twin):
+    """100 tasks in one take use as much of the share as 100 takes."""
+    queue = one_class(twin)
+    queue.push(0, 1, 0, 0, 0, 1000)
+    assert queue.take(0, 100)[5] == 100
+    queue.push(0, 2, 0, 0, 0, 1000)
+    assert runs_of(queue, 150).count(1) == pytest.approx(25, abs=1)
+
+
 def test_company_of_another_priority_or_class_is_none(twin):
     queue = one_class(twin)
     queue.link(0, queue.add_class())
@@ -199,7 +208,9 @@ def test_a_cost_of_nothing_still_lets_others_pass(twin):
     queue.push(0, 1, 0, 0, 0, 100_000)
     queue.push(0, 2, 0, 0, 0, 10)
     queue.set_cost(0, 1, 0, 0.0)
-    assert 2 in runs_of(queue, 2, limit=100_000)
+    takes = [queue.take(0, 100_000) for _ in range(3)]
+    assert [found[1] for found in takes] == [1, 2, 1]
+    assert takes[0][5] == pytest.approx(1000, abs=1), "a thousandth of the quantum each"
 
 
 def test_a_run_queue_that_wakes_starts_at_the_time_of_the_last_take(twin):
@@ -526,6 +537,14 @@ class Model:
         self.classes, self.views = 0, []
         self.queues, self.clocks, self.view_clocks = {}, {}, {}
 
+    def add_class(self):
+        self.classes += 1
+        return self.classes - 1
+
+    def add_view(self):
+        self.views.append(set())
+        return len(self.views) - 1
+
     def link(self, view, cls):
         self.views[view].add(cls)
 
@@ -634,9 +653,8 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.queues = [module.ReadyQueue() for module in modules]
         self.model = Model()
-        self.model.classes, self.model.views = 3, [set(), set(), set()]
         self.next = dict.fromkeys(RUNS, 0)
-        for queue in self.queues:
+        for queue in (*self.queues, self.model):
             assert [queue.add_class() for _ in range(3)] == [queue.add_view() for _ in range(3)] == [0, 1, 2]
 
     def do(self, call, *arguments):
@@ -713,11 +731,10 @@ def test_the_queue_does_what_the_model_does(twin):
 
 
 class Session:
-    """A long random life of a queue, well-behaved or not; both twins must tell the same about every step of it."""
+    """A long random life of queues, well-behaved or not; all of them must tell the same about every step of it."""
 
-    def __init__(self, modules, seed, behaved):
-        self.rng, self.seed, self.behaved = random.Random(seed), seed, behaved
-        self.queues = [module.ReadyQueue() for module in modules]
+    def __init__(self, queues, seed, behaved):
+        self.rng, self.seed, self.behaved, self.queues = random.Random(seed), seed, behaved, queues
         self.next, self.queued, self.out = dict.fromkeys(RUNS, 0), {}, []
         self.classes, self.views = self.rng.randint(1, 5), self.rng.randint(1, 4)
         for _ in range(self.classes):
@@ -797,17 +814,23 @@ class Session:
             self.do("link", view, cls)
 
 
+@pytest.mark.parametrize("sessions", [60, pytest.param(1000, marks=pytest.mark.long)])
+def test_the_queue_lives_the_life_of_the_model(twin, sessions):
+    for seed in range(sessions):
+        Session([twin.ReadyQueue(), Model()], seed, behaved=True).live(300)
+
+
 @pytest.mark.parametrize("sessions", [200, pytest.param(5000, marks=pytest.mark.long)])
 def test_both_twins_live_the_same_life(both, sessions):
     for seed in range(sessions):
-        Session(both, seed, behaved=True).live(300)
+        Session([module.ReadyQueue() for module in both], seed, behaved=True).live(300)
 
 
 @pytest.mark.parametrize("sessions", [150, pytest.param(5000, marks=pytest.mark.long)])
 def test_both_twins_bear_a_caller_who_breaks_the_contract(both, sessions):
     """Tasks pushed twice, discarded though never queued: the answers are equal, and counts and memory stay sane."""
     for seed in range(sessions):
-        Session(both, seed, behaved=False).live(300)
+        Session([module.ReadyQueue() for module in both], seed, behaved=False).live(300)
 
 
 # ---------------------------------------------------------------- memory
@@ -840,6 +863,21 @@ def test_heaps_do_not_grow_with_what_passes_through(twin):
 
     assert growth(work) < 1 << 20
     assert len(queue) == 1
+
+
+def test_a_view_that_never_looks_keeps_one_promise_of_a_class(twin):
+    """Every run is better than all before it, so every one is promised anew."""
+    queue = one_class(twin)
+    runs = iter(range(2**40, 0, -1))
+
+    def work():
+        for _ in range(30_000):
+            run = next(runs)
+            queue.push(0, run, 0, 0, 0, 1)
+            queue.forget_run(run)
+
+    assert growth(work) < 1 << 20
+    assert queue.peek(0) is None
 
 
 def test_tombstones_go_with_the_dead(twin):
