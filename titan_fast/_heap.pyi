@@ -7,11 +7,16 @@ class ReadyQueue:
 
     A *class* is what a task needs (its capabilities and shape), a *view* what one kind of worker has; `link` says
     which views serve a class. Both are small integers handed out in order. The tasks of one (class, run,
-    priority) form a *run queue*: singles that came back (lowest index first), then ranges in arrival order. In a
-    class the run queue with the highest priority, then the lowest virtual time, then the lowest run goes first.
-    Taking n tasks advances the virtual time of their run queue by n x its expected cost, so runs of equal
-    priority share. A run queue that becomes non-empty starts at the queue's current virtual time (that of the
-    last take), if its own is lower.
+    priority) form a *run queue*: singles that came back (lowest index first), then ranges in arrival order. A view is
+    served by highest priority, then lowest virtual time, then lowest run, then lowest class. Taking n tasks advances
+    the virtual time of their run queue by n x its expected cost, so runs of equal priority share.
+
+    Each (class, priority) has a clock: the virtual time of the run queue that was served last. A run queue that
+    becomes non-empty starts at the clock of its level, if its own time is lower; a level that wakes empty first catches
+    up with the clocks of the views that serve it. (One clock for all would bury new runs of a slow class, or let a
+    fast one take everything.) An emptied run queue keeps its cost and time until `forget_run`.
+
+    Every call with a class or view that was not handed out raises KeyError.
 
     Cost: push and take O(log run queues + log classes of the view), whatever the number of tasks; a class no
     view serves costs nobody anything. Order is exact and equal in both twins.
@@ -29,7 +34,8 @@ class ReadyQueue:
         """One task that was out and came back (retry, recall, lost worker): before the ranges, by index."""
 
     def take(self, view: int, limit: int) -> tuple[int, int, int, int, int, int] | None:
-        """Remove up to ``limit`` consecutive tasks of one spec from the best run queue the view may serve.
+        """Remove up to ``limit`` consecutive tasks of one spec from the best run queue the view may serve; neighbours
+        are joined, whether they came back singly or stand in ranges.
 
         Returns (class, run, priority, spec, first, count), or None when there is nothing for this view. When
         another run queue of the same class and priority waits, at most max(1, floor(QUANTUM / cost)) are taken.
@@ -42,12 +48,15 @@ class ReadyQueue:
     def discard(self, cls: int, run: int, priority: int, first: int, count: int) -> None:
         """Remove tasks that are in their run queue (cancelled). A tombstone each; compacted at half dead.
 
-        Raises KeyError when there is no such run queue. Indices are unique in a run; the caller names only tasks
-        that are queued. A task may be pushed again after it was discarded.
+        Raises KeyError when there is no such run queue, ValueError for more tasks than it holds. Indices are unique
+        in a run; the caller names only tasks that are queued. A task may be pushed again after it was discarded.
         """
 
     def set_cost(self, cls: int, run: int, priority: int, seconds: float) -> None:
-        """The expected duration of this run queue's tasks from now on. An unknown run queue is ignored."""
+        """The expected duration of this run queue's tasks from now on. An unknown run queue is ignored.
+
+        Raises ValueError for a negative cost or one that is not finite; 0 counts as a thousandth of QUANTUM.
+        """
 
     def forget_run(self, run: int) -> None:
         """Drop every run queue of a run, with what is in it."""

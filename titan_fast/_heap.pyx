@@ -13,7 +13,6 @@ from cpython.long cimport PyLong_AsUnsignedLongLong
 from libc.math cimport isfinite, isnan
 from libc.stdint cimport INT32_MAX, INT32_MIN, int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy
 
 from operator import index as to_index
 

@@ -15,16 +15,16 @@ class HeartbeatTable:
         """Something was heard. True when the row was suspect or lost until now. Time never runs backwards."""
 
     def mute(self, row: int, muted: bool) -> None:
-        """A muted row is not judged (we stopped reading from it); unmuting counts as a beat at its last time."""
+        """A muted row is not judged (we stopped reading from it); unmuting makes it fresh at its last time."""
 
     def suspect(self, row: int) -> bool:
-        """Make a fresh row suspect at once (its connection closed). True when it was fresh."""
+        """Make a fresh row suspect at once (its connection closed), muted or not. True when it was fresh."""
 
     def last(self, row: int) -> float: ...
     def scan(self, now: float, suspect_after: float, lost_after: float) -> tuple[list[int], list[int]]:
         """Rows that became suspect and rows that became lost since the last scan, each in row order.
 
-        Silent for at least the given seconds. A row may pass through both at once: then it is only in the second.
+        Silent for at least the given seconds; rows that `suspect` named are not named again. A row may pass through both at once: then it is only in the second.
         """
 
     def shift(self, seconds: float) -> None:

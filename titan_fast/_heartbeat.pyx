@@ -114,7 +114,9 @@ cdef class HeartbeatTable:
     def __len__(self):
         return self.rows - self.unused_count
 
-    cdef Py_ssize_t next_change(self, Py_ssize_t row, double now, double suspect_after, double lost_after) noexcept nogil:
+    cdef Py_ssize_t next_change(
+        self, Py_ssize_t row, double now, double suspect_after, double lost_after
+    ) noexcept nogil:
         """The next row whose state this scan changes, or the number of rows."""
         cdef double silence
         while row < self.rows:

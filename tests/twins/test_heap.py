@@ -398,6 +398,18 @@ def test_a_discarded_task_may_be_pushed_again_even_as_another_spec(twin, back):
     assert found == ([(8, 4, 1), (0, 9, 1), *rest] if back else [(0, 9, 1), *rest, (8, 4, 1)])
 
 
+def test_a_task_that_is_pushed_again_does_not_die_with_a_neighbour_it_joins(twin):
+    """Task 5 follows the last range in number, but that range is older than the discard of the first task 5."""
+    queue = one_class(twin)
+    queue.push(0, 1, 0, 0, 5, 5)
+    queue.push(0, 1, 0, 0, 0, 5)
+    queue.discard(0, 1, 0, 5, 1)
+    queue.push(0, 1, 0, 0, 5, 1)
+    queue.push(0, 1, 0, 0, 20, 3)
+    queue.discard(0, 1, 0, 21, 1)
+    assert [found[4:] for found in drain(queue, limit=99)] == [(6, 4), (0, 6), (20, 1), (22, 1)]
+
+
 def test_a_run_queue_that_is_not_there_cannot_be_discarded_from(twin):
     queue = one_class(twin)
     queue.push(0, 1, 0, 0, 0, 1)
@@ -780,7 +792,10 @@ class Session:
     def push_back(self, *_):
         for _ in range(min(len(self.out), self.rng.randint(1, 5))):
             key, index = self.out.pop(self.rng.randrange(len(self.out)))
-            self.do("push_back", *key, self.rng.randrange(2), index)
+            if self.rng.random() < 0.7:
+                self.do("push_back", *key, self.rng.randrange(2), index)
+            else:
+                self.do("push", *key, self.rng.randrange(2), index, 1)
             self.queued.setdefault(key, set()).add(index)
 
     def discard(self, *_):

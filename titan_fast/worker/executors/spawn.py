@@ -122,8 +122,10 @@ class _Watch:
         self._live[live.pidfd] = live
 
     def remove(self, live: _Live) -> None:
-        """Before its pidfd is closed, which takes it out of the epoll set."""
-        self._live.pop(live.pidfd, None)
+        """Before its pidfd is closed. That takes it out of the set, unless a child between fork and exec holds a copy:
+        what has not been reported yet must not be reported under a number that is another's by then."""
+        if self._live.pop(live.pidfd, None) is not None:
+            self._poll.unregister(live.pidfd)
 
     def close(self) -> None:
         self._loop.remove_reader(self._poll.fileno())
