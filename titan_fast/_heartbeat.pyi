@@ -24,7 +24,8 @@ class HeartbeatTable:
     def scan(self, now: float, suspect_after: float, lost_after: float) -> tuple[list[int], list[int]]:
         """Rows that became suspect and rows that became lost since the last scan, each in row order.
 
-        Silent for at least the given seconds; rows that `suspect` named are not named again. A row may pass through both at once: then it is only in the second.
+        Silent for at least the given seconds; rows that `suspect` named are not named again. A row may pass through
+        both at once: then it is only in the second.
         """
 
     def shift(self, seconds: float) -> None:

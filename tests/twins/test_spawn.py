@@ -126,7 +126,7 @@ def test_signals_are_default_and_unblocked(twin, output):
     assert how == (os.CLD_EXITED, 0)
     values = dict(line.split(":\t") for line in output[1]().decode().splitlines())
     assert int(values["SigBlk"], 16) == 0
-    # 32 and 33 are the C library's own: its posix_spawn (as make uses it) leaves them ignored, and nobody may reset them.
+    # 32 and 33 are the C library's own: its posix_spawn (as make uses it) leaves them ignored; nobody may reset them.
     assert int(values["SigIgn"], 16) & ~(0b11 << 31) == 0
 
 

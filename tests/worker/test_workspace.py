@@ -15,8 +15,9 @@ import pytest
 from titan_fast.errors import InvalidGraph, ProjectError, StateLocked
 from titan_fast.ids import make_fence
 from titan_fast.model.spec import Work
-from titan_fast.worker import workspace as workspace_module
-from titan_fast.worker.workspace import Workspace, build_environment, inherit, resolve_command
+from titan_fast.worker import unpacking
+from titan_fast.worker.command import build_environment, inherit, resolve_command
+from titan_fast.worker.workspace import Workspace
 
 DEADLINE = 20
 
@@ -419,7 +420,7 @@ def test_archives_that_lie(space, root, lie):
 
 
 def test_an_archive_is_read_forward_only():
-    source = workspace_module._Forward(io.BytesIO(bytes(100)))
+    source = unpacking._Forward(io.BytesIO(bytes(100)))
     source.seek(50)
     assert source.read(10) == bytes(10) and source.tell() == 60
     with pytest.raises(ProjectError, match="leads back"):

@@ -27,13 +27,14 @@ from titan_fast.ids import Ending, TaskId
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming, send, send_hot
 from titan_fast.protocol.opcodes import Op
+from titan_fast.worker.command import build_environment, inherit, resolve_command
 from titan_fast.worker.executors.base import Attempt, Outcome
 from titan_fast.worker.executors.spawn import OUTPUT_NAME, SpawnExecutor
 from titan_fast.worker.link import Link
 from titan_fast.worker.output import Shipper
 from titan_fast.worker.projects import Projects
 from titan_fast.worker.slots import Slots, Start, Stretch
-from titan_fast.worker.workspace import Workspace, build_environment, inherit, resolve_command
+from titan_fast.worker.workspace import Workspace
 
 log = logging.getLogger("titan_fast.worker")
 

@@ -1,4 +1,4 @@
-"""The worker's directory, and what an attempt is given: where it runs, its environment, its command.
+"""The worker's directory: who it is, its projects, its working copies, the folders of its attempts.
 
     lock  id                  one agent at a time; who this worker is, made once
     projects/<sha256>/        unpacked projects, by the address of their archive
@@ -6,58 +6,30 @@
     attempts/<fence>/         scratch, output and result of one attempt
     spare/  trash/            emptied attempt directories for the next ones; what a thread is deleting
 
-An archive comes from a client, so nothing in it is trusted. Knows nothing of the master, slots or processes.
+Knows nothing of the master, slots or processes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import hashlib
 import itertools
 import os
 import re
 import secrets
 import shutil
-import stat
-import sys
-import tarfile
-from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
 
-import msgspec
-
-from titan_fast.errors import InvalidGraph, ProjectError, StateLocked
+from titan_fast.errors import ProjectError, StateLocked
 from titan_fast.ids import format_fence
-from titan_fast.model.expand import fill
-from titan_fast.model.spec import Work
-
-MAX_PROJECT_BYTES = 1 << 30
-"""Bytes of one project, unpacked."""
-MAX_PROJECT_ENTRIES = 100_000
-"""Files and folders of one project."""
-ALLOWED = (
-    "PATH",
-    "HOME",
-    "LANG",
-    "LC_*",
-    "TZ",
-    "USER",
-    "LOGNAME",
-    "SHELL",
-    "TMPDIR",
-)
-"""What attempts inherit of the worker's environment; ``*`` at the end stands for any rest."""
+from titan_fast.worker.unpacking import MAX_PROJECT_BYTES, MAX_PROJECT_ENTRIES, Unpacking
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _WORKER_ID = re.compile(r"[0-9a-f]{32}")
 _FILES_OF_OURS = {"output", "output.gap", "result"}
 _MAX_SPARE = 256
-_READ = 1 << 20
-_MAX_RECORD = 1 << 20
 """Longest header record of an archive (a long name and its kin) that is read into memory."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -192,7 +164,7 @@ class Workspace:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                     raise ProjectError(f"the project archive is not the one with the address {digest}")
                 file.seek(0)
-                _Unpacking(new, self._max_bytes, self._max_entries).run(file)
+                Unpacking(new, self._max_bytes, self._max_entries).run(file)
             self._put_in_place(new, place)
         except OSError as error:
             raise ProjectError(f"the project could not be unpacked: {error}") from error
@@ -366,243 +338,3 @@ def _delete_tree(path: str) -> None:
                     if not os.path.islink(f"{folder}/{name}"):
                         os.chmod(f"{folder}/{name}", 0o700)
         shutil.rmtree(path, ignore_errors=True)
-
-
-# ---------------------------------------------------------------- unpacking
-
-
-class _Forward:
-    """An archive as tarfile may see it: read once from front to end, no record longer than memory should hold."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._at = 0
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= _MAX_RECORD:
-            raise ProjectError("the project archive has a header that is too long")
-        data = self._file.read(size)
-        self._at += len(data)
-        return data
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, place: int) -> None:
-        if place < self._at:
-            raise ProjectError("the project archive leads back into itself")
-        self._at = place
-        self._file.seek(place)
-
-
-class _Unpacking:
-    """Writes the entries of one archive into a new folder, and stops at the first that is not plain."""
-
-    def __init__(self, target: str, max_bytes: int, max_entries: int) -> None:
-        self._target = target
-        self._bytes_left = max_bytes
-        self._entries_left = max_entries
-        self._limits = f"{max_bytes:,} bytes and {max_entries:,} entries are allowed"
-        self._folders = {""}
-
-    def run(self, archive: BinaryIO) -> None:
-        os.mkdir(self._target, 0o700)
-        source = _Forward(archive)
-        try:
-            tar = tarfile.TarFile(fileobj=source, mode="r")  # type: ignore[arg-type]
-            while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # or it keeps them all
-                self._add(member, source)
-        except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
-            raise ProjectError(f"the project archive cannot be read: {error}") from error
-
-    def _add(self, member: tarfile.TarInfo, source: _Forward) -> None:
-        parts = self._parts_of(member.name)
-        if member.isdir():
-            self._make_folders(parts)
-        elif member.isreg() and not member.issparse() and member.type != tarfile.CONTTYPE:
-            if not parts:
-                raise ProjectError("the project archive has a file without a name")
-            self._make_folders(parts[:-1])
-            self._count(1)
-            source.seek(member.offset_data)
-            self._write(member, "/".join(parts), source)
-        else:
-            raise ProjectError(f"the project archive has an entry that is no file or folder: {member.name!r}")
-
-    @staticmethod
-    def _parts_of(name: str) -> list[str]:
-        parts = name.split("/")
-        if name.startswith("/") or ".." in parts or "\0" in name:
-            raise ProjectError(f"the project archive has an entry that leads outside of it: {name!r}")
-        return [part for part in parts if part not in ("", ".")]
-
-    def _count(self, entries: int, size: int = 0) -> None:
-        self._entries_left -= entries
-        self._bytes_left -= size
-        if self._entries_left < 0 or self._bytes_left < 0:
-            raise ProjectError(f"the project is too large to be unpacked: {self._limits}")
-
-    def _make_folders(self, parts: list[str]) -> None:
-        name = ""
-        for part in parts:
-            name = f"{name}/{part}" if name else part
-            if name not in self._folders:
-                self._count(1)
-                try:
-                    os.mkdir(f"{self._target}/{name}", 0o755)
-                except FileExistsError:
-                    raise ProjectError(f"the project archive has {name!r} as a file and as a folder") from None
-                self._folders.add(name)
-
-    def _write(self, member: tarfile.TarInfo, name: str, source: _Forward) -> None:
-        if member.size < 0:
-            raise ProjectError(f"the project archive has an entry of negative size: {name!r}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            fd = os.open(f"{self._target}/{name}", flags, 0o755 if member.mode & 0o111 else 0o644)
-        except FileExistsError:
-            raise ProjectError(f"the project archive has {name!r} twice") from None
-        with open(fd, "wb", buffering=0) as file:
-            left = member.size
-            while left:
-                data = source.read(min(left, _READ))
-                if not data:
-                    raise ProjectError(f"the project archive ends in the middle of {name!r}")
-                self._count(0, len(data))
-                left -= len(data)
-                while data:
-                    data = data[file.write(data) :]
-
-
-# ---------------------------------------------------------------- what an attempt is given
-
-
-def inherit(base: Mapping[str, str], allow: str = "") -> dict[str, str]:
-    """The part of an environment that attempts inherit.
-
-    Args:
-        base: all of it.
-        allow: names beyond `ALLOWED`, separated by commas; ``NAME*`` stands for all that begin so.
-    """
-    allowed = _allowed(allow)
-    return {key: value for key, value in base.items() if allowed(key)}
-
-
-@functools.lru_cache(64)
-def _allowed(allow: str) -> Callable[[str], object]:
-    names = [*ALLOWED, *(name.strip() for name in allow.split(","))]
-    patterns = (re.escape(name[:-1]) + ".*" if name.endswith("*") else re.escape(name) for name in names if name)
-    return re.compile("|".join(patterns), re.DOTALL).fullmatch
-
-
-def build_environment(
-    base: Mapping[str, str],
-    *,
-    allow: str = "",
-    graph_env: Mapping[str, str],
-    work: Work,
-    payload: Mapping[str, Any] | None,
-    run: int,
-    task: str,
-    attempt: int,
-    fence: int,
-    worker: str,
-    worker_id: str,
-    attempt_dir: str,
-) -> dict[str, str]:
-    """The whole environment of an attempt: what is inherited, the graph's, the task's, and what it is told.
-
-    Args:
-        base: the worker's environment, or what `inherit` left of it, which is cheaper for the second attempt on.
-        allow: see `inherit`.
-        payload: the member's, in an array.
-        task: ``12/extract``.
-
-    Raises:
-        InvalidGraph: a text names a matrix value that the payload lacks.
-    """
-    env = inherit(base, allow)
-    env.update(graph_env)
-    if work.env:
-        values = _texts(payload)
-        for key, text in work.env.items():
-            env[key] = _filled(text, values)
-    if work.file.endswith(".py"):
-        env.setdefault("PYTHONUNBUFFERED", "1")
-    env["TITAN_RUN_ID"] = str(run)
-    env["TITAN_TASK"] = task
-    env["TITAN_ATTEMPT"] = str(attempt)
-    env["TITAN_FENCE"] = format_fence(fence)
-    env["TITAN_WORKER"] = worker
-    env["TITAN_WORKER_ID"] = worker_id
-    env["TITAN_ATTEMPT_DIR"] = attempt_dir
-    env["TITAN_RESULT"] = f"{attempt_dir}/result"
-    return env
-
-
-def resolve_command(work: Work, payload: Mapping[str, Any] | None, workdir: str) -> tuple[str, ...]:
-    """What to execute: the arguments as given, a shell for shell text, or what runs the file.
-
-    A ``.py`` file is run unbuffered by the worker's own Python or the one the task names; any other by itself when
-    it is executable, else by what its first line (``#!``) names.
-
-    Raises:
-        InvalidGraph: there is no such file, it leads out of the working copy, nobody can run it, or a text names a
-            matrix value that the payload lacks.
-    """
-    values = _texts(payload)
-    args = [_filled(text, values) for text in work.args]
-    if work.shell:
-        return ("/bin/sh", "-c", _filled(work.shell, values), *(["sh", *args] if args else ()))
-    if work.file:
-        return (*_runner(_filled(work.file, values), _filled(work.python, values), workdir), *args)
-    return (*(_filled(text, values) for text in work.argv), *args)
-
-
-def _runner(file: str, python: str, workdir: str) -> tuple[str, ...]:
-    """How to run a file of the project, up to its own arguments."""
-    if file.startswith("/") or ".." in file.split("/") or "\0" in file:
-        raise InvalidGraph(
-            f"file {file!r} leads out of the project", hint="name it relative to the project's folder", field="file"
-        )
-    path = os.path.normpath(f"{workdir}/{file}")
-    try:
-        mode = os.stat(path).st_mode
-    except OSError as error:
-        raise InvalidGraph(f"file {file!r} is not in the project ({error.strerror})", field="file") from None
-    if not stat.S_ISREG(mode):
-        raise InvalidGraph(f"{file!r} in the project is not a file", field="file")
-    if file.endswith(".py"):
-        return python or sys.executable, "-u", path
-    if mode & 0o111:
-        return (path,)
-    with open(path, "rb") as script:
-        first = script.readline(4096)
-    words = os.fsdecode(first[2:]).strip().split(None, 1) if first.startswith(b"#!") else []
-    if not words:
-        raise InvalidGraph(
-            f"file {file!r} cannot be run: it does not end in .py, is not executable and has no first line (#!)",
-            hint=f"chmod +x {file}, or begin it with a line such as #!/bin/sh",
-            field="file",
-        )
-    return *words, path
-
-
-def _texts(payload: Mapping[str, Any] | None) -> dict[str, str] | None:
-    """A member's values as the texts that stand for them; None outside of arrays."""
-    if payload is None:
-        return None
-    return {
-        key: value if isinstance(value, str) else msgspec.json.encode(value).decode() for key, value in payload.items()
-    }
-
-
-def _filled(text: str, values: Mapping[str, str] | None) -> str:
-    if values is None or "${matrix." not in text:
-        return text
-    try:
-        return fill(text, values)
-    except KeyError as error:
-        there = ", ".join(sorted(values)) or "none"
-        raise InvalidGraph(f"'${{matrix.{error.args[0]}}}' has no value; there are: {there}") from None
