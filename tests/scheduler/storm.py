@@ -22,8 +22,8 @@ DURATIONS = (0.0001, 0.001, 0.005, 0.05, 3.0)
 
 
 class Storm:
-    def __init__(self, seed: int, runs: int = 6) -> None:
-        self.rng = random.Random(seed)
+    def __init__(self, seed: int, runs: int = 6, rng: random.Random | None = None) -> None:
+        self.rng = rng or random.Random(seed)
         self.h = SchedulerHarness(Tuning(crash_limit=self.rng.choice((2, 3, 5))), seed=seed)
         self.runs_left = runs
         self.old_frames: list[ev.AttemptsFinished] = []
