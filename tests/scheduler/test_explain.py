@@ -31,7 +31,7 @@ def test_no_worker_at_all() -> None:
     harness = SchedulerHarness()
     run = harness.submit([task("a")])
     told = why(harness, run, "a")
-    assert told.reason == "capability"
+    assert told.reason == "capacity"
     assert told.detail == "waits for a worker; none is connected"
     assert told.fix == "start one with: titan-fast worker"
 

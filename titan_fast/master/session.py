@@ -47,6 +47,7 @@ class Session(asyncio.Protocol):
         """Sequence of the last RESULT frame, to be acknowledged with this turn's facts."""
         self.attaching = False
         """An ATTACH is here and its VERDICT not yet made: nothing overtakes it."""
+        self.watches = 0
         self.choked = False
         """The peer does not drain what we wrote."""
         self.closed = False

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from titan_fast.errors import TooLarge
 from titan_fast.master.session import Session
 from titan_fast.protocol import messages as msg
 
 if TYPE_CHECKING:
     from titan_fast.master.server import Master
 
+MAX_WATCHES = 10_000
+"""Open watches of one connection."""
 PROGRESS_INTERVAL = 0.1
 """Seconds between two updates of progress."""
 
@@ -38,12 +41,15 @@ class Watchers:
         """Answers at once with how it is; more follow unless that is final.
 
         Raises:
-            NoSuchRun, NoSuchTask
+            NoSuchRun, NoSuchTask, TooLarge
         """
         update = self._master.queries.update(watch)
+        if not update.final and session.watches >= MAX_WATCHES:
+            raise TooLarge(f"{session.watches} watches on one connection are too many", hint="use another one")
         if watch.progress or update.final:
             session.reply(update, request)
         if not update.final:
+            session.watches += 1
             self._by_run.setdefault(update.run, []).append(
                 _Watcher(session, request, msgspec.structs.replace(watch, run=update.run))
             )
@@ -58,6 +64,7 @@ class Watchers:
                 continue
             if self._master.queries.is_final(watcher.watch):
                 watcher.session.reply(self._master.queries.update(watcher.watch), watcher.request)
+                watcher.session.watches -= 1
                 continue
             remaining.append(watcher)
         if remaining:

@@ -28,7 +28,8 @@ def reason_of(state: State, run: Run, index: int) -> str:
     if value is S.DELAYED:
         return "backoff" if index in run.failures else "delay"
     if value is S.READY:
-        return "capability" if not can_serve(state, run.options_of(run.spec_of(index))) else "capacity"
+        options = run.options_of(run.spec_of(index))
+        return "capability" if options.requires and not can_serve(state, options) else "capacity"
     if value is S.PINNED:
         return "affinity"
     if value in (S.ASSIGNED, S.RUNNING):
