@@ -268,3 +268,70 @@ def test_published_instances_replay_without_violations(cli, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_published_instances_replay_in_their_long_size(cli, name):
     replay_published(cli, name, 20.0)
+
+
+def test_a_lot_whose_payloads_do_not_fit_one_frame_is_sent_in_pieces(cluster):
+    cluster.start_worker("w1", "--slots", "32")
+    cluster.wait_for_workers(1)
+    graph = Graph("heavy")
+    graph.task("t", run='printf %s "$BIG" | wc -c', env={"BIG": "${matrix.big}"}, matrix={"big": ["x" * 100_000] * 300})
+    with cluster.client() as client:
+        run = client.submit(graph)
+        run.wait(60)
+        assert run["t"][299].logs().strip() == "100000"
+
+
+@pytest.mark.kill
+def test_a_frozen_worker_is_lost_and_comes_back_by_itself(tmp_path):
+    environ = {"TITAN_SCHEDULER_LOST_AFTER": "1.0", "TITAN_SCHEDULER_SUSPECT_AFTER": "0.5"}
+    ran = tmp_path / "ran"
+    with Cluster(tmp_path / "home", environ=environ) as cluster:
+        cluster.start_worker("frozen", "--slots", "1")
+        cluster.wait_for_workers(1)
+        graph = Graph("frost")
+        graph.task("t", run=f"echo x >> {ran}; sleep 2")
+        with cluster.client() as client:
+            run = client.submit(graph)
+            until(ran.exists, "the task runs")
+            agent = psutil.Process(cluster.workers["frozen"].pid).children()[0]
+            agent.suspend()
+            until(lambda: client.workers()[0].state == "LOST", "the master gave it up")
+            agent.resume()
+            run.wait(30)
+            (row,) = run.tasks()
+            assert (row.state, row.attempt) == ("COMPLETED", 2)
+    assert len(ran.read_text().split()) == 2
+
+
+def test_logs_of_a_new_history_are_its_own(tmp_path):
+    """With the memory store a restarted master counts from run 1 again; the old run 1's output is not its."""
+    for words in ("first life", "second life"):
+        with Cluster(tmp_path / "home") as cluster:
+            cluster.start_worker("w1", "--slots", "1")
+            graph = Graph("again")
+            graph.task("say", run=f"echo {words}")
+            with cluster.client() as client:
+                run = client.submit(graph)
+                run.wait(30)
+                assert run.id == 1
+                assert run["say"].logs() == f"{words}\n"
+
+
+@pytest.mark.kill
+def test_a_worker_that_is_stopped_in_a_hurry_gives_its_tasks_to_others_after_it_ended_them(cluster, tmp_path):
+    log = tmp_path / "log"
+    hasty = cluster.start_worker("hasty", "--slots", "1", "--drain", "0")
+    cluster.wait_for_workers(1)
+    script = f"echo begin $$ >> {log}; trap 'echo end $$ >> {log}; exit 1' TERM; sleep 1 & wait"
+    graph = Graph("handover")
+    graph.task("t", run=script)
+    with cluster.client() as client:
+        run = client.submit(graph)
+        until(log.exists, "it runs")
+        cluster.start_worker("other", "--slots", "1")
+        cluster.wait_for_workers(2)
+        hasty.send_signal(signal.SIGTERM)
+        assert hasty.wait(20) == 0
+        run.wait(30)
+    words = [line.split()[0] for line in log.read_text().splitlines()]
+    assert words == ["begin", "end", "begin"], "two copies ran side by side"

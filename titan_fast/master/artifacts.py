@@ -102,7 +102,9 @@ class BlobStore:
         try:
             with self.path(digest).open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                file.seek(max(0, offset))
+                if offset >= size:
+                    return b"", size
+                file.seek(offset)
                 return file.read(PIECE), size
         except FileNotFoundError:
             raise NoSuchBlob(digest) from None

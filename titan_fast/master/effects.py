@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from titan_fast.errors import InternalError, TitanError
 from titan_fast.master.session import Session
-from titan_fast.model.spec import DEFAULT_GRACE, Work
+from titan_fast.model.spec import Work
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import send, send_hot
 from titan_fast.protocol.opcodes import Op
@@ -17,6 +19,8 @@ from titan_fast.scheduler.facts import Fact, RunAccepted
 
 if TYPE_CHECKING:
     from titan_fast.master.server import Master
+
+log = logging.getLogger("titan_fast.effects")
 
 _decode_work = msgspec.json.Decoder(Work).decode
 
@@ -65,29 +69,37 @@ class Effects:
             if session is None:
                 continue  # its inventory will not name them, so they go elsewhere
             after = self._accepted.get(command.run, 0)
-            batch = batches.setdefault((command.worker, after), _Batch())
-            run = self._master.scheduler.state.runs[command.run]
-            payload = run.payload_slice(command.spec, command.first - run.first[command.spec], command.count)
-            if (command.run, command.spec) not in session.known_specs:
-                self._send_spec(session, command, after)
+            try:
+                if (command.run, command.spec) not in session.known_specs:
+                    self._send_spec(session, command, after)
+                self._add_lot(batches.setdefault((command.worker, after), _Batch()), session, command, after)
+            except Exception:
+                # Our bug. The worker starts over: its next inventory will not name what it was not sent.
+                log.exception("assigning %s", command)
+                session.abort()
+        for (worker, after), batch in batches.items():
+            if batch.rows:
+                self._send_lots(self._master.worker_sessions[worker], batch, after)
+
+    def _add_lot(self, batch: _Batch, session: Session, command: cmd.Assign, after: int) -> None:
+        """A lot's record, and its slice of the payloads; halved until each slice has room in a frame."""
+        run = self._master.scheduler.state.runs[command.run]
+        stretches = [(command.first, command.count)]
+        while stretches:
+            first, count = stretches.pop()
+            payload = run.payload_slice(command.spec, first - run.first[command.spec], count)
+            if len(payload) > TAIL_PER_FRAME and count > 1:
+                stretches += [(first + count // 2, count - count // 2), (first, count // 2)]
+                continue
+            if batch.rows and (len(batch.rows) >= LOTS_PER_FRAME or batch.size + len(payload) > TAIL_PER_FRAME):
+                self._send_lots(session, batch, after)
+                batch.rows, batch.tail, batch.size = [], [], 0
+            fence = command.fence + first - command.first
             batch.rows.append(
-                (
-                    command.run,
-                    command.spec,
-                    command.first,
-                    command.count,
-                    command.generation,
-                    command.attempt,
-                    command.fence,
-                    len(payload),
-                )
+                (command.run, command.spec, first, count, command.generation, command.attempt, fence, len(payload))
             )
             batch.tail.append(payload)
             batch.size += len(payload)
-            if len(batch.rows) >= LOTS_PER_FRAME or batch.size > TAIL_PER_FRAME:
-                self._send_lots(session, batches.pop((command.worker, after)), after)
-        for (worker, after), batch in batches.items():
-            self._send_lots(self._master.worker_sessions[worker], batch, after)
 
     def _send_spec(self, session: Session, command: cmd.Assign, after: int) -> None:
         run = self._master.scheduler.state.runs[command.run]
@@ -121,8 +133,18 @@ class Effects:
     def carry_out(self, commands: Iterable[cmd.Command]) -> None:
         """Everything that waits for the turn's facts."""
         for command in commands:
-            if not isinstance(command, cmd.Assign):
+            if isinstance(command, cmd.Assign):
+                continue
+            try:
                 getattr(self, f"_{type(command).__name__.lower()}")(command)
+            except Exception:
+                # Our bug: whoever asked is told, and the rest of the turn is carried out all the same.
+                log.exception("carrying out %s", command)
+                ticket = self._master.intake.tickets.pop(getattr(command, "ticket", 0), None)
+                if ticket is not None:
+                    ticket.session.refuse_request(
+                        InternalError("the master failed; its log has the details"), ticket.request
+                    )
         for session in self._acknowledge:
             empty: list[list[int]] = [[] for _ in range(11)]
             session.send_when_durable(send_hot(Op.ACK, session.acknowledge, empty))
@@ -132,7 +154,10 @@ class Effects:
         ticket = self._master.intake.tickets.pop(command.ticket)
         ticket.session.reply(msg.Accepted(command.run), ticket.request)
         if ticket.watch:
-            self._master.watchers.watch(ticket.session, ticket.request, msg.Watch(command.run))
+            try:
+                self._master.watchers.watch(ticket.session, ticket.request, msg.Watch(command.run))
+            except TitanError as error:
+                ticket.session.refuse_request(error, ticket.request)
 
     def _refuse(self, command: cmd.Refuse) -> None:
         ticket = self._master.intake.tickets.pop(command.ticket)
@@ -155,7 +180,7 @@ class Effects:
         if session is not None:
             run = self._master.scheduler.state.runs[command.run]
             work = _decode_work(run.works[run.spec_of(command.index)])
-            grace = int(1000 * (work.grace if work.grace is not None else DEFAULT_GRACE))
+            grace = min(int(1000 * work.grace), 0xFFFFFFFF)
             columns = ([command.run], [command.index], [command.fence], [grace])
             session.send_when_durable(send_hot(Op.KILL, 0, columns))
 

@@ -68,7 +68,7 @@ class Intake:
             except Exception:
                 # Our bug: its sender is told, and the others of this turn are served all the same.
                 log.exception("%s: %s", session.describe(), incoming.op.name)
-                error = InternalError(f"{incoming.op.name} failed inside the master; its log has the details")
+                error = _our_fault(incoming)
         if error is not None:
             log.info("%s: %s refused: %s", session.describe(), incoming.op.name, error)
             if incoming.op.hot:
@@ -89,6 +89,9 @@ class Intake:
                 self._master.queries.answer(session, incoming)
             except TitanError as error:
                 session.refuse_request(error, incoming.request)
+            except Exception:
+                log.exception("%s: %s", session.describe(), incoming.op.name)
+                session.refuse_request(_our_fault(incoming), incoming.request)
 
     def _ticket(self, session: Session, incoming: Incoming, watch: bool = False) -> int:
         number = self._next_ticket
@@ -190,7 +193,11 @@ class Intake:
         ):
             return  # a worker may write to nothing but what it was given
         data = incoming.attachments[0] if incoming.attachments else b""
-        self._master.logs.append(message.run, message.index, message.fence, message.offset, data)
+        try:
+            self._master.logs.append(message.run, message.index, message.fence, message.offset, data)
+        except OSError as error:
+            # A full disk: the output has a gap here. It is no reason to send the worker away.
+            log.warning("output of run %d is not kept: %s", message.run, error)
         self._master.followers.output_grew(message.run, message.index)
 
     def _goodbye(self, session: Session, incoming: Incoming, message: msg.Goodbye) -> None:
@@ -200,6 +207,10 @@ class Intake:
             self._handle(ev.WorkerLeft(worker))
         else:
             self._handle(ev.WorkerDraining(worker))
+
+
+def _our_fault(incoming: Incoming) -> InternalError:
+    return InternalError(f"{incoming.op.name} failed inside the master; its log has the details")
 
 
 def _member(value: int) -> int | None:

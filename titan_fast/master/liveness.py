@@ -8,6 +8,7 @@ with their connections open, the master suspects itself first, for a minute at m
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from titan_fast._accel import HeartbeatTable
@@ -22,8 +23,9 @@ SELF_DOUBT = 60.0
 
 
 class Liveness:
-    def __init__(self, pump: Pump, settings: SchedulerSettings) -> None:
+    def __init__(self, pump: Pump, settings: SchedulerSettings, on_lost: Callable[[str], None]) -> None:
         self._pump = pump
+        self._on_lost = on_lost
         self._settings = settings
         self._table = HeartbeatTable()
         self._row_of: dict[str, int] = {}
@@ -101,6 +103,7 @@ class Liveness:
         for row in lost:
             worker = self._worker_of[row]
             self.forget(worker)
+            self._on_lost(worker)
             self._pump.happened(WorkerLost(worker))
 
     def _doubts_itself(self, now: float) -> bool:

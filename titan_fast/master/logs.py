@@ -6,6 +6,7 @@ keeping the end never moves the beginning. Nothing is made for an attempt that w
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -26,8 +27,13 @@ class _Log(msgspec.Struct):
 
 
 class LogStore:
-    def __init__(self, folder: Path, head: int, tail: int) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, history: str, head: int, tail: int) -> None:
+        """Fences mean something within one history only: what other histories left in ``folder`` is removed."""
+        self._folder = folder / history
+        folder.mkdir(parents=True, exist_ok=True)
+        for other in folder.iterdir():
+            if other.name != history:
+                shutil.rmtree(other, ignore_errors=True)
         self._head_limit = head
         self._tail_limit = tail
         self._logs: dict[int, _Log] = {}
@@ -85,7 +91,7 @@ class LogStore:
         if offset < log.head:
             with self._path(log, fence, "head").open("rb") as file:
                 file.seek(offset)
-                return offset, file.read(READ_PIECE)
+                return offset, file.read(min(READ_PIECE, log.head - offset))
         offset = max(offset, log.tail_start)
         with self._path(log, fence, "tail").open("rb") as file:
             file.seek(offset - log.tail_file_start)

@@ -90,13 +90,13 @@ class Master:
         self.pump = Pump(self.scheduler, self.store, self.epoch)
         limits = self.settings.limits
         self.blobs = BlobStore(self.state_dir / "blobs", limits.project)
-        self.logs = LogStore(self.state_dir / "logs" / str(self.epoch), limits.log_head, limits.log_tail)
+        self.logs = LogStore(self.state_dir / "logs", self.store.history, limits.log_head, limits.log_tail)
         self.queries = Queries(self)
         self.watchers = Watchers(self)
         self.followers = Followers(self)
         self.intake = self.pump.intake = Intake(self)
         self.effects = self.pump.effects = Effects(self)
-        self.liveness = Liveness(self.pump, scheduler)
+        self.liveness = Liveness(self.pump, scheduler, self.worker_lost)
         try:
             self._server = await loop.create_server(lambda: Session(self), self.host, self.port, backlog=1024)
         except OSError as error:
@@ -216,6 +216,13 @@ class Master:
         self.liveness.forget(session.worker)
         self.worker_sessions.pop(session.worker, None)
         session.worker = ""
+
+    def worker_lost(self, worker: str) -> None:
+        """Its work runs elsewhere. A connection that is still open ends, so that it attaches anew when it wakes up."""
+        session = self.worker_sessions.pop(worker, None)
+        if session is not None:
+            session.worker = ""
+            session.abort()
 
     def session_closed(self, session: Session) -> None:
         if session in self.sessions:

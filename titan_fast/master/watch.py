@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from titan_fast.errors import TooLarge
+from titan_fast.errors import InternalError, TooLarge
 from titan_fast.master.session import Session
 from titan_fast.protocol import messages as msg
 
@@ -138,6 +138,7 @@ class Followers:
         for key, followers in list(self._by_task.items()):
             if any(follower.session is session for follower in followers):
                 self._pull_all(key)
+        self._master.pump.wake()
 
     def session_closed(self, session: Session) -> None:
         for key in list(self._by_task):
@@ -147,7 +148,14 @@ class Followers:
 
     def _pull_all(self, key: tuple[int, int]) -> None:
         followers = self._by_task.pop(key)
-        remaining = [follower for follower in followers if not self._pull(follower)]
+        remaining = []
+        for follower in followers:
+            try:
+                if not self._pull(follower):
+                    remaining.append(follower)
+            except OSError as error:
+                problem = InternalError(f"the output cannot be read: {error}")
+                follower.session.refuse_request(problem, follower.request)
         if remaining:
             self._by_task[key] = remaining
 

@@ -16,7 +16,10 @@ MAX_NAMED_TASKS = 100_000
 MAX_MEMBERS = 10_000_000
 MAX_SECONDS = 10 * 365 * 86400.0
 """No delay, timeout or wait is longer than ten years."""
-MAX_RETRIES = 1_000_000
+MAX_RETRIES = 60_000
+"""An attempt's number is 16 bits on the wire."""
+MAX_PAYLOAD = 4 << 20
+"""Bytes of one member's payload."""
 DEFAULT_GRACE = 10.0
 DEFAULT_BACKOFF = 1.0
 DEFAULT_MAX_DELAY = 60.0

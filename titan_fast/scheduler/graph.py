@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from titan_fast.errors import InvalidGraph
-from titan_fast.model.spec import MAX_MEMBERS, MAX_NAMED_TASKS, GraphSpec, TaskSpec
+from titan_fast.model.spec import MAX_MEMBERS, MAX_NAMED_TASKS, MAX_PAYLOAD, GraphSpec, TaskSpec
 from titan_fast.scheduler.lifecycle import TaskState
 from titan_fast.scheduler.state import Options, Run
 
@@ -186,5 +186,9 @@ def _check_payloads(tasks: Sequence[TaskSpec], payloads: Sequence[bytes]) -> Non
             raise InvalidGraph("this machine has no 32-bit integers", field=field)
         offsets.byteswap()
         in_order = all(offsets[i] <= offsets[i + 1] for i in range(len(offsets) - 1))
+        if in_order and any(offsets[i + 1] - offsets[i] > MAX_PAYLOAD for i in range(len(offsets) - 1)):
+            raise InvalidGraph(
+                f"a member of task '{task.name}' has a payload of more than {MAX_PAYLOAD} bytes", field=field
+            )
         if len(blob) < base or offsets[0] != 0 or offsets[-1] != len(blob) - base or not in_order:
             raise InvalidGraph(f"the payloads of task '{task.name}' do not fit its {task.count} members", field=field)

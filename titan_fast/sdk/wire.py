@@ -5,6 +5,7 @@ Whichever thread waits for an answer reads for all of them; the others sleep unt
 
 from __future__ import annotations
 
+import selectors
 import socket
 import threading
 import time
@@ -90,6 +91,8 @@ class Wire:
             for incoming in self._read():
                 self._socket.sendall(opening.take(incoming))
         self.welcome = opening.welcome
+        # From here on the socket blocks: one thread may write while another waits for its turn to read.
+        self._socket.settimeout(None)
 
     def _read(self) -> list[Incoming]:
         """What the next bytes from the master complete. Raises ConnectionLost, TimeoutError."""
@@ -121,10 +124,13 @@ class Wire:
             self._inboxes[number] = deque()
         try:
             with self._sending:
-                self._socket.settimeout(None)
                 self._socket.sendall(send(message, attachments, number))
         except OSError as error:
-            raise ConnectionLost(f"the connection to the master broke ({error.strerror or error})") from None
+            broken = ConnectionLost(f"the connection to the master broke ({error.strerror or error})")
+            with self._changed:
+                self._broken = self._broken or broken
+                self._changed.notify_all()
+            raise broken from None
         return number
 
     def answer(self, number: int, deadline: float | None = None) -> Incoming:
@@ -150,7 +156,8 @@ class Wire:
         broken: TitanError | None = None
         timed_out = False
         try:
-            self._socket.settimeout(_left(deadline))
+            if not _is_readable(self._socket, _left(deadline)):
+                raise TimeoutError
             said = self._read()
         except TimeoutError:
             timed_out = True
@@ -194,8 +201,15 @@ class Wire:
 
 
 def _left(deadline: float | None) -> float | None:
-    """Seconds to a deadline; a socket takes 0 for "do not block", so it is never 0."""
-    return None if deadline is None else max(0.001, deadline - time.monotonic())
+    """Seconds to a deadline."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _is_readable(link: socket.socket, seconds: float | None) -> bool:
+    """Something has come, or the other side is gone, within the time."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(link, selectors.EVENT_READ)
+        return bool(selector.select(seconds))
 
 
 def _unwrap(incoming: Incoming) -> Incoming:

@@ -39,6 +39,7 @@ from titan_fast.worker.workspace import Workspace
 log = logging.getLogger("titan_fast.worker")
 
 RESULTS_PER_FRAME = 1000
+RESULT_BYTES_PER_FRAME = 4 << 20
 MAX_UNNAMED = 1000
 RESTART = 75
 """Exit code that asks the keeper for a fresh agent (EX_TEMPFAIL)."""
@@ -106,6 +107,8 @@ class Agent:
             if link in done:
                 link.result()
             else:
+                # First end what still runs and report it: a goodbye means that nothing does.
+                await self._executor.close(0.5)
                 await self._leave()
         finally:
             link.cancel()
@@ -398,8 +401,9 @@ class Agent:
             if rows:
                 self._link.send(send_hot(Op.STARTED, 0, list(zip(*rows, strict=True))))
         while self._results:
-            batch, self._results = self._results[:RESULTS_PER_FRAME], self._results[RESULTS_PER_FRAME:]
-            held, self._ended_now = self._ended_now[: len(batch)], self._ended_now[len(batch) :]
+            count = _fitting(self._results)
+            batch, self._results = self._results[:count], self._results[count:]
+            held, self._ended_now = self._ended_now[:count], self._ended_now[count:]
             self._sequence += 1
             columns = list(zip(*(row for row, _ in batch), strict=True))
             frame = send_hot(Op.RESULT, self._sequence, columns, b"".join(result for _, result in batch))
@@ -416,6 +420,16 @@ class Agent:
                 self._shipper.forget(item.fence)
                 self._workspace.remove_attempt(item.fence)
         self._start_next()
+
+
+def _fitting(results: list[tuple[tuple[int, ...], bytes]]) -> int:
+    """How many of these fit into one frame."""
+    size = 0
+    for count, (_, result) in enumerate(results[:RESULTS_PER_FRAME]):
+        size += len(result)
+        if size > RESULT_BYTES_PER_FRAME:
+            return count
+    return min(len(results), RESULTS_PER_FRAME)
 
 
 def _held(start: Start, started: bool) -> msg.Held:
