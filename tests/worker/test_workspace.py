@@ -488,7 +488,7 @@ def environment(work=None, base=BASE, payload=None, graph_env=None, allow=""):
         fence=make_fence(3, 17),
         worker="w1",
         worker_id="ab" * 16,
-        attempt_dir="/work/attempts/3.17",
+        attempt_dir="/somewhere/attempts/3.17",
     )
 
 
@@ -499,8 +499,8 @@ TOLD = {
     "TITAN_FENCE": "3.17",
     "TITAN_WORKER": "w1",
     "TITAN_WORKER_ID": "ab" * 16,
-    "TITAN_ATTEMPT_DIR": "/work/attempts/3.17",
-    "TITAN_RESULT": "/work/attempts/3.17/result",
+    "TITAN_ATTEMPT_DIR": "/somewhere/attempts/3.17",
+    "TITAN_RESULT": "/somewhere/attempts/3.17/result",
 }
 INHERITED = {"PATH": "/bin", "HOME": "/home/me", "LC_ALL": "C", "LC_TIME": "de", "TZ": "UTC"}
 
