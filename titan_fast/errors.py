@@ -117,14 +117,6 @@ class NoSuchTask(UserError):
         super().__init__(f"there is no task {task}", hint=hint or "titan-fast show RUN lists the tasks of a run")
 
 
-class NoSuchWorker(UserError):
-    code = "no_such_worker"
-    exit_code = 4
-
-    def __init__(self, worker: object) -> None:
-        super().__init__(f"there is no worker {worker}", hint="titan-fast workers lists them")
-
-
 class NoSuchBlob(UserError):
     code = "no_such_blob"
     exit_code = 4
@@ -294,9 +286,3 @@ class ImpossibleTransition(InternalError):
     """A state change the transition table does not know; the text is the task's story."""
 
     code = "impossible_transition"
-
-
-class StoreFailed(InternalError):
-    """The store could not keep what it was given; the master ends, so that nobody is told otherwise."""
-
-    code = "store_failed"

@@ -12,18 +12,10 @@ import pytest
 
 from titan_fast import Graph
 from titan_fast.model.wfformat import greedy_makespan, load_instance
-from titan_fast.testing.cluster import Cluster
+from titan_fast.testing.cluster import Cluster, until
 
 ROOT = Path(__file__).parents[2]
 INSTANCES = ROOT.parent / "shared" / "wfinstances"
-
-
-def until(condition, what, timeout=30.0):
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
-        time.sleep(0.02)
-    return value
 
 
 def kill_tree(pid):
@@ -192,8 +184,10 @@ def test_following_and_waiting_end_with_a_sentence_when_the_master_goes(cluster,
     run = ask.json("submit", "--", "sh", "-c", "echo begun; sleep 30")["run"]
     follower = ask.start("logs", run, "-f")
     assert follower.stdout.readline() == "begun\n"
-    waiter = ask.start("wait", run)
-    time.sleep(0.3)
+    with cluster.client() as client:
+        before = client.stats().connections
+        waiter = ask.start("wait", run)
+        until(lambda: client.stats().connections > before, "the waiter is connected")
     cluster.master.kill()
     for process in (follower, waiter):
         _, err = process.communicate(timeout=20)

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 
 import pytest
 
-
-def until(condition, what, timeout=20.0):
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
-        time.sleep(0.02)
-    return value
+from titan_fast.testing.cluster import until
 
 
 @pytest.fixture

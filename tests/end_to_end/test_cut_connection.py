@@ -10,6 +10,7 @@ import time
 import pytest
 
 from titan_fast import Graph
+from titan_fast.testing.cluster import until
 
 
 class Proxy:
@@ -101,7 +102,7 @@ def test_a_worker_waits_for_a_master_that_is_not_there_yet(cluster, proxy):
     port = listener.getsockname()[1]
     listener.close()
     cluster.start_worker("early", "--master", f"127.0.0.1:{port}", "--token-file", str(worker_token(cluster)))
-    time.sleep(0.5)
+    until(lambda: "trying on" in (cluster.home / "log").read_text(), "the worker says that nobody is there")
     assert cluster.ended() == ""
 
 

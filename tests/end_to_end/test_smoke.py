@@ -12,19 +12,11 @@ import pytest
 
 from titan_fast import Client, Graph, RunFailed
 from titan_fast.model.spec import Retry
+from titan_fast.testing.cluster import until
 
 pytestmark = pytest.mark.smoke
 
 ROOT = Path(__file__).parents[2]
-
-
-def until(condition, what, timeout=20.0):
-    """Wait on a condition, not on a time."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
-        time.sleep(0.02)
-    return value
 
 
 def test_the_etl_example_runs_locally_and_ends_with_its_result(cli, tmp_path):
@@ -104,6 +96,13 @@ def test_show_and_ls_have_the_documented_fields(cluster, ask):
     assert list(worker) == ["id", "name", "state", "capabilities", "slots", "running", "kind", "last_seen_at"]
     assert worker["capabilities"] == ["GPU"]
     assert [row["id"] for row in ask.json("ls")] == [run]
+
+
+def test_a_graph_file_is_submitted_from_python_with_its_inputs(cluster):
+    cluster.start_worker("w1", "--slots", "1")
+    with cluster.client() as client:
+        update = client.submit_file(ROOT / "examples/first/hello.yaml", {"who": "Ada"}).wait(30)
+    assert (update.state, update.result) == ("COMPLETED", "goodbye, Ada")
 
 
 def test_logs_follow_a_running_task_to_its_end(cluster, ask, tmp_path):

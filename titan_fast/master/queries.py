@@ -134,8 +134,8 @@ class Queries:
             return lot.run == run and lot.first + fence - lot.fence == index
         return any(row.fence == fence and row.worker == worker.name for row in self._master.store.attempts(run, index))
 
-    def is_settled(self, run: Run, index: int, fence: int) -> bool:
-        """Nothing will be added to this attempt's output, and no other attempt follows it."""
+    def is_settled(self, run: Run, index: int) -> bool:
+        """Nothing will be added to the output of its last attempt, and no other attempt follows."""
         return TaskState(run.state[index]) in FINAL
 
     def state_of_attempt(self, run: Run, index: int, fence: int) -> tuple[str, int]:
@@ -362,7 +362,7 @@ def _run_row(run: Run) -> msg.RunRow:
 
 
 def _exit_code(row: AttemptRow) -> int | None:
-    """As a shell would give it: 128 + n for a signal, 124 for a timeout, None where there is none."""
+    """As a shell would give it: 128 + n for a signal; None where there is none (a timeout, a lost worker)."""
     if row.reason.startswith("signal:"):
         return 128 + row.code
     if row.reason.startswith("exit:"):

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from titan_fast._layout import MAX_BODY, OLD_VERSION
 from titan_fast._version import __version__
@@ -270,6 +270,3 @@ class Session(asyncio.Protocol):
 
     def __repr__(self) -> str:
         return f"<Session {self.describe()}>"
-
-    def eof_received(self) -> Any:
-        return None

@@ -178,7 +178,7 @@ class Followers:
             if not follower.fixed and newest != follower.fence and follower.follow:
                 follower.fence, follower.offset = newest, 0
                 continue
-            if follower.follow and not self._master.queries.is_settled(run, follower.index, follower.fence):
+            if follower.follow and not self._master.queries.is_settled(run, follower.index):
                 return False
             state, attempt = self._master.queries.state_of_attempt(run, follower.index, follower.fence)
             session.reply(

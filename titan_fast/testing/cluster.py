@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import TypeVar
 
 from titan_fast.config import token_path
 from titan_fast.sdk.client import Client
 from titan_fast.sdk.local import LocalCluster
 
+T = TypeVar("T")
+
 DEADLINE = 30.0
+
+
+def until(condition: Callable[[], T], what: str, timeout: float = DEADLINE) -> T:
+    """Wait on a condition, not on a time; returns what the condition gave.
+
+    Raises:
+        AssertionError: it did not hold within ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
+        time.sleep(0.02)
+    return value
 
 
 class Cluster(LocalCluster):
@@ -26,13 +42,9 @@ class Cluster(LocalCluster):
         return Client(self.address, token_file=str(token_path(host, int(port), "client", self.environ)))
 
     def wait_for_workers(self, count: int, state: str = "READY", timeout: float = DEADLINE) -> None:
-        deadline = time.monotonic() + timeout
         with self.client() as client:
-            while True:
-                states = [worker.state for worker in client.workers()]
-                if states.count(state) >= count:
-                    return
-                if time.monotonic() > deadline:
-                    log = Path(self.home / "log").read_text()[-2000:]
-                    raise AssertionError(f"{count} workers {state} wanted, there are {states}\n{log}")
-                time.sleep(0.02)
+            until(
+                lambda: [worker.state for worker in client.workers()].count(state) >= count,
+                f"{count} workers {state}; {self.home / 'log'} has what they said",
+                timeout,
+            )
