@@ -265,7 +265,7 @@ def test_published_instances_replay_in_their_long_size(cli, name):
 
 
 def test_a_lot_whose_payloads_do_not_fit_one_frame_is_sent_in_pieces(cluster):
-    cluster.start_worker("w1", "--slots", "32")
+    cluster.start_worker("w1", "--slots", "256")
     cluster.wait_for_workers(1)
     graph = Graph("heavy")
     graph.task("t", run='printf %s "$BIG" | wc -c', env={"BIG": "${matrix.big}"}, matrix={"big": ["x" * 100_000] * 300})
