@@ -578,6 +578,8 @@ def long_name(section: str, key: str) -> str:
 
 
 def setting_type(info: msgspec.inspect.Type) -> str:
+    if isinstance(info, msgspec.inspect.LiteralType):
+        return ", ".join(map(str, info.values))
     names: dict[type, str] = {**_KINDS, msgspec.inspect.IntType: "int"}
     text = names[type(info)]
     if isinstance(info, msgspec.inspect.IntType | msgspec.inspect.FloatType):

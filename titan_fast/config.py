@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -59,6 +59,9 @@ class ClientSettings(msgspec.Struct, frozen=True):
     token: Annotated[str, Meta(description="the client token itself")] = ""
     token_file: Annotated[str, Meta(description="a file that holds the token")] = ""
     connect_timeout: Annotated[float, Meta(description="seconds to go on trying to reach a master", ge=0)] = 5.0
+    reconnect_timeout: Annotated[
+        float, Meta(description="seconds to go on trying when the master went away in the middle of a call", ge=0)
+    ] = 60.0
 
 
 class SchedulerSettings(msgspec.Struct, frozen=True):
@@ -70,7 +73,22 @@ class SchedulerSettings(msgspec.Struct, frozen=True):
     suspect_after: Annotated[float, Meta(description="seconds of silence until a worker gets nothing new", gt=0)] = 5.0
     lost_after: Annotated[float, Meta(description="seconds of silence until its work runs elsewhere", gt=0)] = 15.0
     heartbeat: Annotated[float, Meta(description="seconds between heartbeats", gt=0)] = 1.0
+    recovery_grace: Annotated[
+        float, Meta(description="seconds a restarted master waits for its workers before it runs old work anew", ge=0)
+    ] = 10.0
     keep_copies: Annotated[float, Meta(description="seconds workers keep a finished run's files", ge=0)] = 3600.0
+
+
+class StoreSettings(msgspec.Struct, frozen=True):
+    """``[store]``: what is kept, how safely and for how long."""
+
+    durability: Annotated[
+        Literal["disk", "os", "memory"],
+        Meta(description="a commit survives: disk a power cut, os a killed process, memory nothing"),
+    ] = "disk"
+    keep_runs: Annotated[int, Meta(description="finished runs kept at most", ge=0)] = 10_000
+    keep_days: Annotated[float, Meta(description="days a finished run is kept at most", ge=0)] = 30.0
+    free_space: Annotated[int, Meta(description="bytes that must be free to accept new work", ge=0)] = 256 << 20
 
 
 class LimitSettings(msgspec.Struct, frozen=True):
@@ -87,6 +105,11 @@ class LimitSettings(msgspec.Struct, frozen=True):
         64 << 20
     )
     undrained_seconds: Annotated[float, Meta(description="seconds it may do so", gt=0)] = 30.0
+    kv: Annotated[int, Meta(description="bytes of all keys and values together", ge=0)] = 64 << 20
+    kv_value: Annotated[int, Meta(description="bytes of one value", ge=0)] = 1 << 20
+    uncommitted: Annotated[int, Meta(description="bytes of uncommitted facts that stop new assignments", ge=1)] = (
+        64 << 20
+    )
     log_head: Annotated[int, Meta(description="bytes the master keeps of an output's beginning", ge=0)] = 1 << 20
     log_tail: Annotated[int, Meta(description="bytes the master keeps of an output's end", ge=0)] = 1 << 20
     project: Annotated[int, Meta(description="largest project archive, bytes", ge=1)] = 256 << 20
@@ -99,6 +122,7 @@ class Settings(msgspec.Struct, frozen=True):
     worker: WorkerSettings = WorkerSettings()
     client: ClientSettings = ClientSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
+    store: StoreSettings = StoreSettings()
     limits: LimitSettings = LimitSettings()
 
 

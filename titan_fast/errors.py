@@ -286,3 +286,55 @@ class ImpossibleTransition(InternalError):
     """A state change the transition table does not know; the text is the task's story."""
 
     code = "impossible_transition"
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+class StoreFailed(InternalError):
+    """The store cannot be read or written; the master ends, and what it had promised is on the disk."""
+
+    code = "store_failed"
+
+
+class StoreTooNew(StoreFailed):
+    """A newer program wrote the state; an older one must not touch it."""
+
+    code = "store_too_new"
+    exit_code = 5
+
+
+class DiskFull(Refused):
+    """There is too little free space to promise anything new. What was accepted goes on."""
+
+    code = "disk_full"
+    retryable = True
+
+
+class NoSuchKey(UserError):
+    code = "no_such_key"
+    exit_code = 4
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no key '{name}'", hint="titan-fast kv ls lists the keys")
+
+
+class NoSuchArtifact(UserError):
+    code = "no_such_artifact"
+    exit_code = 4
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no artifact '{name}'", hint="titan-fast artifact ls lists them")
+
+
+class Conflict(UserError):
+    """Compare-and-set: the key is not what the request expected it to be."""
+
+    code = "conflict"
+
+
+class BadBackup(UserError):
+    """A file that is no backup of ours, or is damaged."""
+
+    code = "bad_backup"
+    exit_code = 2

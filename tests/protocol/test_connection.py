@@ -83,7 +83,7 @@ def story(said):
         (
             Role.WORKER,
             [
-                send(msg.Attach("w", "n", "x", 1, 4, inventory=(msg.Held(1, 2, 3, 4, True),)), request=1),
+                send(msg.Attach("w", "n", "x", 1, 4, inventory=(msg.Held(1, 2, 3, 4, 1),)), request=1),
                 send_hot(Op.STARTED, 1, hot_columns(Op.STARTED)),
                 send_hot(Op.RESULT, 2, hot_columns(Op.RESULT), b"ok"),
                 send(msg.Output(run=1, index=2, fence=3), (b"hello",)),

@@ -152,10 +152,10 @@ class Effects:
 
     def _answer(self, command: cmd.Answer) -> None:
         ticket = self._master.intake.tickets.pop(command.ticket)
-        ticket.session.reply(msg.Accepted(command.run), ticket.request)
+        ticket.session.reply(msg.Accepted(command.number), ticket.request)
         if ticket.watch:
             try:
-                self._master.watchers.watch(ticket.session, ticket.request, msg.Watch(command.run))
+                self._master.watchers.watch(ticket.session, ticket.request, msg.Watch(command.number))
             except TitanError as error:
                 ticket.session.refuse_request(error, ticket.request)
 

@@ -142,7 +142,7 @@ class Intake:
         self._master.attach(session, message)
         ticket = self._ticket(session, incoming)
         inventory = tuple(
-            ev.HeldAttempt(item.run, item.index, item.generation, item.fence, item.started)
+            ev.HeldAttempt(item.run, item.index, item.generation, item.fence, item.stage, item.attempt, item.started)
             for item in message.inventory
         )
         self._handle(

@@ -50,6 +50,17 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Names of fields of this document that a reader must know. One that does not refuses the message."""
 
 
+class Once(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The key of a request that changes something: it is carried out once, however often it is sent."""
+
+    client: Annotated[str, Meta(min_length=1, max_length=64)]
+    """Random name of the client."""
+    counter: Size
+    """Counts the client's requests."""
+    repeat: bool = False
+    """It was sent before and no answer came: answer as then, if it succeeded."""
+
+
 class WithAttachments(Message, frozen=True, omit_defaults=True):
     """A message that raw bytes may follow."""
 
@@ -120,6 +131,8 @@ class Welcome(Message, frozen=True, omit_defaults=True):
     """Names everything the master knows: with another one, run numbers and fences mean other things."""
     heartbeat: Seconds = 1.0
     """Seconds between two heartbeats of a worker."""
+    nonce: str = ""
+    """Random, made with the epoch: what is assigned under another nonce was assigned by another master."""
 
 
 class Error(Message, frozen=True, omit_defaults=True):
@@ -143,6 +156,8 @@ class Submit(WithAttachments, frozen=True, omit_defaults=True, kw_only=True):
     """Every task, with every default resolved."""
     watch: bool = False
     """Also answer with an UPDATE when the run is final, as WATCH would."""
+    once: Once | None = None
+    """Makes it safe to send the request again."""
 
 
 class Accepted(Message, frozen=True, omit_defaults=True):
@@ -187,6 +202,8 @@ class Update(Message, frozen=True, omit_defaults=True):
     """Of the watched task, or of a run's only task."""
     elapsed: Seconds = 0.0
     """Seconds from submit to now, or to the end."""
+    durable: bool = True
+    """False: the store is stuck, and a crash now would undo what is shown."""
     result: str = ""
     """What the run's last task wrote to TITAN_RESULT, when it has one last task."""
     running: tuple[str, ...] = ()
@@ -197,7 +214,7 @@ class Update(Message, frozen=True, omit_defaults=True):
 
 class List(Message, frozen=True, omit_defaults=True):
     what: str
-    """``runs``, ``tasks`` or ``workers``."""
+    """``runs``, ``tasks``, ``workers`` or ``dead`` (the DEAD tasks of all runs that nobody dropped)."""
     run: RunNumber = 0
     """Whose tasks; 0 is the newest run."""
     state: str = ""
@@ -315,6 +332,8 @@ class Cancel(Message, frozen=True, omit_defaults=True):
     """Empty: the whole run."""
     member: Member = -1
     """Only this member of the array."""
+    once: Once | None = None
+    """Makes it safe to send the request again."""
 
 
 class Retry(Message, frozen=True, omit_defaults=True):
@@ -324,6 +343,8 @@ class Retry(Message, frozen=True, omit_defaults=True):
     """Empty: everything in the run that failed, died or was cancelled."""
     member: Member = -1
     """Only this member of the array."""
+    once: Once | None = None
+    """Makes it safe to send the request again."""
 
 
 class Logs(Message, frozen=True, omit_defaults=True):
@@ -338,6 +359,9 @@ class Logs(Message, frozen=True, omit_defaults=True):
     """Go on until the task is final."""
     tail: Lines = -1
     """Last lines only; -1 is everything that is kept."""
+    fence: FenceNumber = 0
+    """Go on reading the attempt with this fence at ``offset``, after a lost connection; 0: from the beginning."""
+    offset: Size = 0
 
 
 class Logged(WithAttachments, frozen=True, omit_defaults=True):
@@ -353,6 +377,8 @@ class Logged(WithAttachments, frozen=True, omit_defaults=True):
     """Of the task; with the last piece."""
     attempt: Count = 0
     """Number of the attempt; with the last piece."""
+    fence: FenceNumber = 0
+    """The attempt."""
 
 
 class Stats(Message, frozen=True, omit_defaults=True):
@@ -427,6 +453,125 @@ class BlobPiece(WithAttachments, frozen=True, omit_defaults=True):
     """Of the whole file, bytes."""
 
 
+# ---------------------------------------------------------------- data and care
+
+KeyName = Annotated[str, Meta(min_length=1, max_length=512)]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+
+class KvGet(Message, frozen=True, omit_defaults=True):
+    name: KeyName
+
+
+class KvValue(WithAttachments, frozen=True, omit_defaults=True, kw_only=True):
+    """One attachment: the value."""
+
+    name: str
+    revision: Size
+    """Of its last change."""
+    expires_at: Wall = 0.0
+    """0: never."""
+
+
+class KvSet(WithAttachments, frozen=True, omit_defaults=True, kw_only=True):
+    """One attachment: the value; none takes the key away."""
+
+    name: KeyName
+    expect: SizeOrNone = -1
+    """Only if the key has this revision; 0: only if there is no such key; -1: in any case."""
+    ttl: Seconds = 0.0
+    """Seconds until the key goes by itself; 0: never."""
+    once: Once | None = None
+    """Makes it safe to send the request again."""
+
+
+class KvDone(Message, frozen=True, omit_defaults=True):
+    revision: Size
+    """Of the key from now on; revisions only grow."""
+
+
+class KvList(Message, frozen=True, omit_defaults=True):
+    prefix: str = ""
+    after: str = ""
+    """``next`` of the page before; empty for the first page."""
+    limit: Limit = 1000
+
+
+class KvRow(msgspec.Struct, frozen=True):
+    """One key in a listing."""
+
+    name: str
+    size: Size
+    revision: Size
+    expires_at: Wall
+
+
+class KvListed(Message, frozen=True, omit_defaults=True):
+    keys: tuple[KvRow, ...]
+    next: str = ""
+
+
+class ArtifactPublish(Message, frozen=True, omit_defaults=True, kw_only=True):
+    name: KeyName
+    digest: Digest
+    """Of a file the master holds (BLOB_PUT)."""
+    once: Once | None = None
+    """Makes it safe to send the request again."""
+
+
+class ArtifactList(Message, frozen=True, omit_defaults=True):
+    name: str = ""
+    """Only this one, by its name or its address; not_found when there is none."""
+    prefix: str = ""
+    after: str = ""
+    limit: Limit = 1000
+
+
+class ArtifactFile(msgspec.Struct, frozen=True):
+    """One artifact in a listing."""
+
+    name: str
+    digest: str
+    size: Size
+    published_at: Wall
+
+
+class ArtifactListed(Message, frozen=True, omit_defaults=True):
+    artifacts: tuple[ArtifactFile, ...]
+    next: str = ""
+
+
+class Drop(Message, frozen=True, omit_defaults=True):
+    run: RunNumber
+    task: str = ""
+    """Empty: every DEAD task of the run."""
+    member: Member = -1
+    once: Once | None = None
+    """Makes it safe to send the request again."""
+
+
+class Prune(Message, frozen=True, omit_defaults=True):
+    keep_runs: SizeOrNone = -1
+    """Keep so many finished runs; -1: as the settings say."""
+    older_than: float = -1.0
+    """Forget what ended so many seconds ago; -1: as the settings say."""
+
+
+class Pruned(Message, frozen=True, omit_defaults=True):
+    runs: Size
+    """How many runs went."""
+
+
+class Backup(Message, frozen=True, omit_defaults=True):
+    """No fields."""
+
+
+class BackedUp(Message, frozen=True, omit_defaults=True):
+    digest: str
+    """Its address for BLOB_GET; the master keeps the file for an hour."""
+    size: Size
+
+
 # ---------------------------------------------------------------- workers
 
 
@@ -438,7 +583,11 @@ class Held(msgspec.Struct, frozen=True, array_like=True):
     """The task's number in its run."""
     generation: Count
     fence: FenceNumber
-    started: bool
+    stage: Annotated[int, Meta(ge=0, le=2)]
+    """0 waits for a slot, 1 runs, 2 has ended and the result is not acknowledged."""
+    attempt: Count = 1
+    started: Size = 0
+    """Microseconds of the worker's clock; 0: not yet."""
 
 
 class Attach(Message, frozen=True, omit_defaults=True):
@@ -457,6 +606,8 @@ class Attach(Message, frozen=True, omit_defaults=True):
     """False: the master may scale it down."""
     inventory: tuple[Held, ...] = ()
     """Every attempt it holds: running, waiting, or ended without an acknowledgement."""
+    nonces: dict[str, str] = {}
+    """Epoch (as text) -> nonce of the masters that assigned what is in the inventory."""
 
 
 class VerdictMessage(Message, frozen=True, omit_defaults=True):
@@ -464,6 +615,8 @@ class VerdictMessage(Message, frozen=True, omit_defaults=True):
     """Fences of attempts to go on with."""
     kill: tuple[FenceNumber, ...] = ()
     """Fences of attempts to end and forget."""
+    wait: tuple[FenceNumber, ...] = ()
+    """Fences of attempts to go on with, but whose results are kept back: another verdict follows."""
 
 
 class Spec(Message, frozen=True, omit_defaults=True):
@@ -481,6 +634,8 @@ class Spec(Message, frozen=True, omit_defaults=True):
     """Environment of the whole graph; that of the work wins."""
     project: str = ""
     """Address of the project archive; empty: none."""
+    results: dict[str, str] = {}
+    """What stands for ``${tasks.NAME.result}`` in the work, by name."""
 
 
 class Output(WithAttachments, frozen=True, omit_defaults=True, kw_only=True):
@@ -535,6 +690,20 @@ for _op, _cls in (
     (Op.BLOB_PUT, BlobPut),
     (Op.BLOB_GET, BlobGet),
     (Op.BLOB_PIECE, BlobPiece),
+    (Op.KV_GET, KvGet),
+    (Op.KV_VALUE, KvValue),
+    (Op.KV_SET, KvSet),
+    (Op.KV_DONE, KvDone),
+    (Op.KV_LIST, KvList),
+    (Op.KV_LISTED, KvListed),
+    (Op.ARTIFACT_PUBLISH, ArtifactPublish),
+    (Op.ARTIFACT_LIST, ArtifactList),
+    (Op.ARTIFACT_LISTED, ArtifactListed),
+    (Op.DROP, Drop),
+    (Op.PRUNE, Prune),
+    (Op.PRUNED, Pruned),
+    (Op.BACKUP, Backup),
+    (Op.BACKED_UP, BackedUp),
     (Op.ATTACH, Attach),
     (Op.VERDICT, VerdictMessage),
     (Op.SPEC, Spec),

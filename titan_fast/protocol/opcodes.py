@@ -48,7 +48,7 @@ class Op(IntEnum):
 
     # clients
     SUBMIT = 0x10, "client", "Admit a graph, all or nothing; may ask to be told the outcome (watch)."
-    ACCEPTED = 0x11, "master", "Answer to SUBMIT, CANCEL and RETRY: it is durable."
+    ACCEPTED = 0x11, "master", "Answer to SUBMIT, CANCEL, RETRY, DROP and ARTIFACT_PUBLISH: it is durable."
     WATCH = 0x12, "client", "Tell me how a run or task goes, until it is final."
     UPDATE = 0x13, "master", "Answer to WATCH; more follow until the run is final."
     LIST = 0x14, "client", "One page of runs, tasks or workers."
@@ -71,9 +71,29 @@ class Op(IntEnum):
     BLOB_GET = 0x23, "worker client", "Read one piece of a file."
     BLOB_PIECE = 0x24, "master", "Answer to BLOB_GET."
 
+    # data and care
+    KV_GET = 0x40, "client", "The value of one key."
+    KV_VALUE = 0x41, "master", "Answer to KV_GET."
+    KV_SET = 0x42, "client", "Give a key a value, if it is as expected; or take it away."
+    KV_DONE = 0x43, "master", "Answer to KV_SET: it is durable."
+    KV_LIST = 0x44, "client", "One page of keys."
+    KV_LISTED = 0x45, "master", "Answer to KV_LIST."
+    ARTIFACT_PUBLISH = 0x46, "client", "Give a file that the master holds a name."
+    ARTIFACT_LIST = 0x47, "client", "One page of artifacts, or one by its name."
+    ARTIFACT_LISTED = 0x48, "master", "Answer to ARTIFACT_LIST."
+    DROP = 0x49, "client", "List these DEAD tasks as dead no more."
+    PRUNE = 0x4A, "client", "Forget old runs now."
+    PRUNED = 0x4B, "master", "Answer to PRUNE."
+    BACKUP = 0x4C, "client", "Make a consistent copy of the state; it is fetched as a blob."
+    BACKED_UP = 0x4D, "master", "Answer to BACKUP."
+
     # workers
     ATTACH = 0x30, "worker", "Here I am, and this is everything I hold."
-    VERDICT = 0x31, "master", "Answer to ATTACH: what to keep and what to kill."
+    VERDICT = (
+        0x31,
+        "master",
+        "Answer to ATTACH: what to keep, what to hold and what to kill; later again for what was to be held.",
+    )
     SPEC = 0x32, "master", "What the tasks of one spec do; sent once before its first lot."
     ASSIGN = 0x33, "master", "Lots to run.", True
     STARTED = 0x34, "worker", "Attempts that began.", True

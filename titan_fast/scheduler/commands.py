@@ -12,10 +12,10 @@ class Command(msgspec.Struct, frozen=True):
 
 
 class Answer(Command, frozen=True):
-    """The request with this ticket succeeded; ``run`` is the run it was about (0: none)."""
+    """The request with this ticket succeeded; ``number`` is the run or the revision it was about (0: neither)."""
 
     ticket: int
-    run: int = 0
+    number: int = 0
 
 
 class Refuse(Command, frozen=True):
@@ -24,12 +24,14 @@ class Refuse(Command, frozen=True):
 
 
 class Verdict(Command, frozen=True):
-    """The answer to an attach: which fences of the inventory to keep and which to kill."""
+    """The answer to an attach: which fences of the inventory to keep, which to kill, and for which to wait, because
+    whether they count depends on a parent nobody has told us of yet. Ticket 0: what a wait came to."""
 
     ticket: int
     worker: str
     keep: tuple[int, ...]
     kill: tuple[int, ...]
+    wait: tuple[int, ...] = ()
 
 
 class Assign(Command, frozen=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from titan_fast.model.spec import GraphSpec
+from titan_fast.scheduler.facts import NO_KEY, Key, RunRecord
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
@@ -18,6 +19,7 @@ class RunSubmitted(Event, frozen=True):
     ticket: int
     graph: GraphSpec
     payloads: tuple[bytes, ...] = ()
+    key: Key = NO_KEY
 
 
 class CancelRequested(Event, frozen=True):
@@ -27,6 +29,7 @@ class CancelRequested(Event, frozen=True):
     run: int
     task: str | None = None
     member: int | None = None
+    key: Key = NO_KEY
 
 
 class RetryRequested(Event, frozen=True):
@@ -34,6 +37,46 @@ class RetryRequested(Event, frozen=True):
     run: int
     task: str | None = None
     member: int | None = None
+    key: Key = NO_KEY
+
+
+class DropRequested(Event, frozen=True):
+    """List these DEAD tasks as dead no more."""
+
+    ticket: int
+    run: int
+    task: str | None = None
+    member: int | None = None
+    key: Key = NO_KEY
+
+
+class RunRecalled(Event, frozen=True):
+    """A finished run that was no longer in memory is needed again: somebody wants to retry it."""
+
+    record: RunRecord
+
+
+class KvSetRequested(Event, frozen=True):
+    """``value`` None takes the key away; ``expect`` is the revision it must have (0: no such key, -1: any)."""
+
+    ticket: int
+    name: str
+    value: bytes | None
+    expect: int = -1
+    ttl: float = 0.0
+    key: Key = NO_KEY
+
+
+class ArtifactPublishRequested(Event, frozen=True):
+    ticket: int
+    name: str
+    digest: str
+    size: int
+    key: Key = NO_KEY
+
+
+WAITS, RUNS, ENDED = 0, 1, 2
+"""Stages of an attempt at a worker: not started; started; over, and the result not acknowledged."""
 
 
 class HeldAttempt(msgspec.Struct, frozen=True):
@@ -43,7 +86,11 @@ class HeldAttempt(msgspec.Struct, frozen=True):
     index: int
     generation: int
     fence: int
-    started: bool
+    stage: int
+    attempt: int = 1
+    started: int = 0
+    is_ours: bool = True
+    """It was assigned by a master whose store this one continues (epoch and nonce are known)."""
 
 
 class WorkerAttached(Event, frozen=True):
@@ -114,6 +161,14 @@ class AttemptsFinished(Event, frozen=True):
     results: list[bytes]
 
 
+class CommitsStuck(Event, frozen=True):
+    """Too much waits for the disk: nothing new is assigned until it has caught up."""
+
+
+class CommitsFlowing(Event, frozen=True):
+    """The disk has caught up."""
+
+
 class StopRequested(Event, frozen=True):
     """The master is going down: place nothing more."""
 
@@ -122,6 +177,10 @@ EVENTS = (
     RunSubmitted,
     CancelRequested,
     RetryRequested,
+    DropRequested,
+    RunRecalled,
+    KvSetRequested,
+    ArtifactPublishRequested,
     WorkerAttached,
     WorkerSuspected,
     WorkerRecovered,
@@ -130,5 +189,7 @@ EVENTS = (
     WorkerLeft,
     AttemptsStarted,
     AttemptsFinished,
+    CommitsStuck,
+    CommitsFlowing,
     StopRequested,
 )

@@ -1,10 +1,13 @@
 """What must survive a crash: the durable facts, in the order the core made them.
 
 ``kind`` and ``version`` are part of the store's format and independent of the class names; a field is only ever
-added, with a default. Array outcomes travel as columns, one fact per (run, turn).
+added, with a default. Array outcomes travel as columns, one fact per (run, turn). A fact that a request caused
+carries the request's key (client, counter), so that its repeat is answered and not carried out again.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import msgspec
 
@@ -17,6 +20,16 @@ class Fact(msgspec.Struct, frozen=True, gc=False, tag_field="kind"):
     at: float
 
 
+class Key(msgspec.Struct, frozen=True, gc=False):
+    """Which request of which client; the same one twice is one request that was repeated."""
+
+    client: str = ""
+    counter: int = 0
+
+
+NO_KEY = Key()
+
+
 class RunAccepted(Fact, frozen=True, tag="run_accepted"):
     """A graph was admitted, whole."""
 
@@ -24,8 +37,9 @@ class RunAccepted(Fact, frozen=True, tag="run_accepted"):
     graph: GraphSpec
     payloads: tuple[bytes, ...]
     floor: int
-    """No fence at or below it can belong to this run."""
+    """The last fence when it was admitted: no fence at or below it can belong to this run."""
     version: int = 1
+    key: Key = NO_KEY
 
 
 class AttemptsEnded(Fact, frozen=True, tag="attempts_ended"):
@@ -40,6 +54,7 @@ class AttemptsEnded(Fact, frozen=True, tag="attempts_ended"):
     attempt: list[int]
     fence: list[int]
     worker: list[str]
+    """Names."""
     state: list[str]
     reason: list[str]
     code: list[int]
@@ -48,11 +63,29 @@ class AttemptsEnded(Fact, frozen=True, tag="attempts_ended"):
     duration: list[int]
     """Microseconds."""
     result: list[bytes]
+    due: dict[int, tuple[float, float]] = {}
+    """Row -> (wall clock when its backoff is over, seconds of it) of tasks that wait before they go on."""
+    version: int = 1
+
+
+class AttemptsRunning(Fact, frozen=True, tag="attempts_running"):
+    """Attempts that have been running for more than a moment, and where: what a lost worker takes with it is known
+    after a restart of the master too. Columns."""
+
+    run: int
+    index: list[int]
+    generation: list[int]
+    attempt: list[int]
+    fence: list[int]
+    worker: list[str]
+    """Ids."""
+    started: list[int]
+    """Microseconds, the worker's wall clock."""
     version: int = 1
 
 
 class TasksSettled(Fact, frozen=True, tag="tasks_settled"):
-    """Tasks that became final without an attempt: SKIPPED or CANCELLED, a stretch of one spec."""
+    """Tasks that became final without an attempt: SKIPPED, CANCELLED or FAILED, a stretch of one spec."""
 
     run: int
     first: int
@@ -67,6 +100,7 @@ class CancelAsked(Fact, frozen=True, tag="cancel_asked"):
     first: int
     count: int
     version: int = 1
+    key: Key = NO_KEY
 
 
 class TasksReopened(Fact, frozen=True, tag="tasks_reopened"):
@@ -74,13 +108,28 @@ class TasksReopened(Fact, frozen=True, tag="tasks_reopened"):
 
     run: int
     stretches: tuple[tuple[int, int], ...]
+    floor: int = 0
+    """The last fence when it was asked for: no fence at or below it can belong to the new generation."""
     version: int = 1
+    key: Key = NO_KEY
+
+
+class TasksDropped(Fact, frozen=True, tag="tasks_dropped"):
+    """Somebody saw these DEAD tasks and wants them listed as such no more."""
+
+    run: int
+    stretches: tuple[tuple[int, int], ...]
+    version: int = 1
+    key: Key = NO_KEY
 
 
 class RunEnded(Fact, frozen=True, tag="run_ended"):
     run: int
     state: str
     reason: str
+    started_at: float = 0.0
+    counts: dict[str, int] = {}
+    """Tasks by public state."""
     version: int = 1
 
 
@@ -102,13 +151,105 @@ class WorkerGone(Fact, frozen=True, tag="worker_gone"):
     version: int = 1
 
 
+class KvChanged(Fact, frozen=True, tag="kv_changed"):
+    """A key got a value, or lost it (None)."""
+
+    name: str
+    value: bytes | None
+    revision: int
+    """Grows with every change of any key."""
+    expires_at: float = 0.0
+    """Wall clock; 0: never."""
+    version: int = 1
+    key: Key = NO_KEY
+
+
+class ArtifactPublished(Fact, frozen=True, tag="artifact_published"):
+    """A name for a file that the master holds by its content; a name published again names the newer file."""
+
+    name: str
+    digest: str
+    size: int
+    version: int = 1
+    key: Key = NO_KEY
+
+
 FACTS = (
     RunAccepted,
     AttemptsEnded,
+    AttemptsRunning,
     TasksSettled,
     CancelAsked,
     TasksReopened,
+    TasksDropped,
     RunEnded,
     WorkerRegistered,
     WorkerGone,
+    KvChanged,
+    ArtifactPublished,
 )
+
+KEYED = (RunAccepted, CancelAsked, TasksReopened, TasksDropped, KvChanged, ArtifactPublished)
+"""Facts that answer a request: where its key is set, the reply is stored with the fact."""
+
+
+class EndedHead(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """What recovery needs of an `AttemptsEnded`: a thousand members that simply succeeded are one line.
+
+    ``clean`` are stretches of tasks COMPLETED by the first attempt of their first generation, as (first, count,
+    highest fence). ``rest`` are all other rows: (index, generation, attempt, fence, state, reason, due, wait).
+    """
+
+    at: float
+    run: int
+    clean: tuple[tuple[int, int, int], ...]
+    rest: tuple[tuple[int, int, int, int, str, str, float, float], ...]
+
+
+def head_of(fact: AttemptsEnded) -> EndedHead:
+    """The part of a fact that a restart reads. Rows keep their order within a task."""
+    clean: list[tuple[int, int, int]] = []
+    rest = []
+    first = count = fence = 0
+    rows = range(len(fact.index))
+    plain = [
+        row for row in rows if fact.state[row] == "COMPLETED" and fact.attempt[row] == 1 and not fact.generation[row]
+    ]
+    for row in sorted(plain, key=fact.index.__getitem__):
+        index = fact.index[row]
+        if count and index == first + count:
+            count += 1
+            fence = max(fence, fact.fence[row])
+            continue
+        if count:
+            clean.append((first, count, fence))
+        first, count, fence = index, 1, fact.fence[row]
+    if count:
+        clean.append((first, count, fence))
+    if len(plain) < len(rows):
+        simple = set(plain)
+        for row in rows:
+            if row not in simple:
+                due, wait = fact.due.get(row, (0.0, 0.0))
+                rest.append(
+                    (
+                        fact.index[row],
+                        fact.generation[row],
+                        fact.attempt[row],
+                        fact.fence[row],
+                        fact.state[row],
+                        fact.reason[row],
+                        due,
+                        wait,
+                    )
+                )
+    return EndedHead(fact.at, fact.run, tuple(clean), tuple(rest))
+
+
+class RunRecord(msgspec.Struct, frozen=True):
+    """One run as a store gives it back: how it was accepted, then everything that happened to it, in order."""
+
+    accepted: RunAccepted
+    happened: Sequence[
+        EndedHead | AttemptsRunning | TasksSettled | CancelAsked | TasksReopened | TasksDropped | RunEnded
+    ]

@@ -159,7 +159,7 @@ class SchedulerHarness:
         answer = self.answer(ticket)
         if isinstance(answer, cmd.Refuse):
             raise answer.error
-        return answer.run if isinstance(answer, cmd.Answer) else 0
+        return answer.number if isinstance(answer, cmd.Answer) else 0
 
     # ------------------------------------------------------------ users
 
@@ -191,11 +191,12 @@ class SchedulerHarness:
         worker.asked.clear()
         ticket = self.ticket()
         inventory = [
-            ev.HeldAttempt(held.run, held.index, held.generation, held.fence, held.started)
+            ev.HeldAttempt(held.run, held.index, held.generation, held.fence, int(held.started), held.attempt)
             for held in worker.held.values()
         ]
         inventory += [
-            ev.HeldAttempt(held.run, held.index, held.generation, held.fence, True) for held, _, _ in worker.unsent
+            ev.HeldAttempt(held.run, held.index, held.generation, held.fence, ev.ENDED, held.attempt)
+            for held, _, _ in worker.unsent
         ]
         event = ev.WorkerAttached(
             ticket, name, name, worker.nonce, worker.capabilities, worker.slots, True, tuple(inventory)

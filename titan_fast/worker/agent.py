@@ -162,8 +162,8 @@ class Agent:
             self._history = welcome.history
 
     def inventory(self, connection: int) -> msg.Attach:
-        held = [_held(start, True) for start in self._slots.running.values()]
-        held += [_held(start, False) for start in self._slots.waiting()]
+        held = [_held(start, 1) for start in self._slots.running.values()]
+        held += [_held(start, 0) for start in self._slots.waiting()]
         held += [item for unsent in self._unsent for item in unsent.held] + self._ended_now
         return msg.Attach(
             worker=self._workspace.worker_id,
@@ -383,7 +383,7 @@ class Agent:
             len(result),
         )
         self._results.append((row, result))
-        self._ended_now.append(_held(start, True))
+        self._ended_now.append(_held(start, 2))
         self._flush_soon()
 
     def _flush_soon(self) -> None:
@@ -432,8 +432,8 @@ def _fitting(results: list[tuple[tuple[int, ...], bytes]]) -> int:
     return min(len(results), RESULTS_PER_FRAME)
 
 
-def _held(start: Start, started: bool) -> msg.Held:
-    return msg.Held(start.run, start.index, start.generation, start.fence, started)
+def _held(start: Start, stage: int) -> msg.Held:
+    return msg.Held(start.run, start.index, start.generation, start.fence, stage, start.attempt)
 
 
 def _open_workspace(settings: WorkerSettings) -> tuple[Workspace, str]:

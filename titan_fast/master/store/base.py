@@ -1,16 +1,31 @@
 """The contract of a store: facts go in, in order; what survives a crash is always a prefix of them.
 
-Blobs (project archives) are a second, smaller contract: `titan_fast.master.artifacts`.
+`commit` blocks and is called by one thread at a time (the committer's); everything that reads may be called from
+another one meanwhile and sees what is committed. Fenced and Unknown end the process: after either nothing is known
+about what the file holds. Files by content (`titan_fast.master.artifacts`) are a second, smaller contract.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import msgspec
 
-from titan_fast.scheduler.facts import Fact
+from titan_fast.errors import StoreFailed
+from titan_fast.scheduler.facts import Fact, Key, KvChanged, RunRecord, WorkerRegistered
+
+
+class Fenced(StoreFailed):
+    """Another master has opened this store after us; nothing of the commit was written."""
+
+    code = "store_fenced"
+
+
+class Unknown(StoreFailed):
+    """A commit failed in a way that leaves open whether it is on the disk. Nobody may be told anything any more."""
+
+    code = "store_unknown"
 
 
 class AttemptRow(msgspec.Struct, frozen=True, gc=False):
@@ -27,23 +42,124 @@ class AttemptRow(msgspec.Struct, frozen=True, gc=False):
     duration: int
 
 
+class RunHead(msgspec.Struct, frozen=True):
+    """A finished run as listings show it. Times are the wall clock, seconds."""
+
+    id: int
+    name: str
+    state: str
+    reason: str
+    submitted_at: float
+    started_at: float
+    finished_at: float
+    counts: dict[str, int]
+    """Tasks by public state."""
+
+
+class ArtifactRow(msgspec.Struct, frozen=True):
+    name: str
+    digest: str
+    size: int
+    published_at: float
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """A store that belongs to this process now."""
+
+    epoch: int
+    """Above every epoch before; durable."""
+    nonce: str
+    """Random, made with the epoch: a copy of the store that is opened elsewhere has the number but not the nonce."""
+    nonces: dict[int, str]
+    """Every epoch of this store's past, and its nonce."""
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """What a master needs to go on."""
+
+    next_run: int
+    revision: int
+    """The highest revision any key ever had."""
+    workers: Sequence[WorkerRegistered]
+    """Registered, and neither left nor lost."""
+    keys: Sequence[KvChanged]
+    """The living keys."""
+    runs: Iterator[RunRecord]
+    """Unfinished runs, oldest first; read while it is walked."""
+
+
+class Pruned(msgspec.Struct, frozen=True):
+    """One slice of forgetting old runs."""
+
+    runs: Sequence[int]
+    """Gone for good with this slice: their logs may go too."""
+    is_done: bool
+    """Nothing is left that should go."""
+
+
 class Store(Protocol):
     durability: str
     """What a commit survives, in a word: ``memory``, ``os``, ``disk``."""
 
     history: str
-    """A random name of everything this store knows: run numbers and fences mean something only within it."""
+    """A random name of everything this store knows: run numbers and fences mean something only within it. A restored
+    backup has a new one."""
 
-    def open(self) -> int:
-        """Take the store for this process and return the new epoch, one above every epoch before."""
+    def open(self) -> Opened:
+        """Take the store for this process.
+
+        Raises:
+            StoreTooNew: a newer program wrote it. StoreFailed: it cannot be read. StateLocked: in use.
+        """
+
+    def raise_epoch(self, epoch: int) -> Opened:
+        """A worker has seen a later epoch than ours (an old copy of the state was put in place): open again, at least
+        at ``epoch``."""
+
+    def load(self) -> Loaded: ...
 
     def commit(self, epoch: int, facts: Sequence[Fact]) -> None:
-        """Returns when the facts are durable, all of them, after everything committed before."""
+        """Returns when the facts are durable, all of them, after everything committed before.
+
+        Raises:
+            Fenced, Unknown: see there. DiskFull: nothing was written; the same facts may be committed again.
+        """
 
     def attempts(self, run: int, index: int) -> list[AttemptRow]:
         """The ended attempts of a task, oldest first."""
 
     def latest(self, run: int, first: int, count: int) -> dict[int, AttemptRow]:
         """The newest ended attempt of each task in a range that has one."""
+
+    def result(self, run: int, index: int) -> bytes:
+        """What the newest COMPLETED attempt of a task gave; empty when there is none."""
+
+    def run(self, number: int) -> RunRecord | None:
+        """Any run, finished or not; None when it is not known (any more)."""
+
+    def runs(self, before: int, limit: int, state: str = "", dead: bool = False) -> list[RunHead]:
+        """Finished runs with numbers below ``before``, newest first; ``dead``: only those with DEAD tasks."""
+
+    def reply(self, key: Key) -> int | None:
+        """What the request with this key was answered: the number in the answer (a run, a revision); None when it
+        never succeeded, or too long ago."""
+
+    def artifact(self, name: str) -> ArtifactRow | None: ...
+
+    def artifacts(self, prefix: str, after: str, limit: int) -> list[ArtifactRow]:
+        """By name, those that begin with ``prefix`` and come after ``after``."""
+
+    def digests(self) -> set[str]:
+        """Addresses of all files that something in the store names (projects, artifacts): the others may go."""
+
+    def prune(self, keep_runs: int, older_than: float, seconds: float) -> Pruned:
+        """Forget finished runs beyond the newest ``keep_runs`` or finished before ``older_than`` (wall clock), and
+        replies and epochs nobody needs any more; stop after about ``seconds``. By the committer's thread."""
+
+    def tidy(self, seconds: float) -> bool:
+        """Give space back, fold small rows, checkpoint, for about ``seconds``; True when there is more to do."""
+
+    def backup(self, path: str) -> None:
+        """Write a consistent copy to ``path`` while commits go on; fsynced and verified. Any thread."""
 
     def close(self) -> None: ...

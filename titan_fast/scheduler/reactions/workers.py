@@ -70,7 +70,7 @@ def _reconcile(
             kill.append(item.fence)
             continue
         keep.append(item.fence)
-        if item.started and lot.marks[member] != STARTED:
+        if item.stage and lot.marks[member] != STARTED:
             lot.marks[member] = STARTED
             worker.running += 1
             if run.state[item.index] == S.ASSIGNED:
