@@ -245,11 +245,6 @@ def test_what_comes_later_for_the_graph_is_refused_by_name(field):
     assert problems(text) == [f"f.yaml:1: '{field.partition(':')[0]}' is not supported yet"]
 
 
-def test_the_result_of_a_task_comes_later():
-    text = "tasks:\n- {id: b, run: x}\n- id: a\n  needs: [b]\n  run: echo ${tasks.b.result}\n"
-    assert problems(text) == ["f.yaml:5: task 'a': '${tasks.b.result}' is not supported yet"]
-
-
 @pytest.mark.parametrize(
     ("head", "message"),
     [

@@ -10,7 +10,7 @@ import pytest
 from titan_fast.errors import ImpossibleTransition
 from titan_fast.scheduler.lifecycle import FINAL, IN_FLIGHT, N_STATES, PUBLIC, TRANSITIONS, TaskState, move
 from titan_fast.scheduler.state import Run, State, Tuning
-from titan_fast.scheduler.views import PUBLIC_STATES
+from titan_fast.scheduler.lifecycle import PUBLIC_STATES
 from titan_fast.testing.harness import SchedulerHarness, array, task
 
 

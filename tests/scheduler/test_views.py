@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from titan_fast.model.spec import Retry
-from titan_fast.scheduler.views import PUBLIC_STATES, view_run, view_tasks, view_workers
+from titan_fast.scheduler.lifecycle import PUBLIC_STATES
+from titan_fast.scheduler.views import view_run, view_tasks, view_workers
 from titan_fast.testing.harness import SchedulerHarness, array, task
 
 

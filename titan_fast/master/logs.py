@@ -1,120 +1,273 @@
-"""The output of attempts as the master keeps it: the first and the last part of each, in files by fence.
+"""The output of attempts as the master keeps it: the first and the last part of each, in files by run and fence.
 
-Workers ship pieces with their offsets, in order; a jump is a part nobody kept. Head and tail are two files, so that
-keeping the end never moves the beginning. Nothing is made for an attempt that wrote nothing.
+The files are the truth, and what is in memory is a bounded copy of their sizes: a restarted master, an attempt that
+fell out of the copy and a write that failed half-way are all found again the same way. Nothing here is fsynced: a
+process that is killed loses no output, a power cut may lose the last seconds. Output is no promise; results are.
+
+``<run>/<fence>.head`` holds bytes 0 … n. ``<run>/<fence>.tail`` begins with the offset (8 bytes) of what follows it,
+so that keeping the end never moves the beginning. A tail always has a head beside it, if need be an empty one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import shutil
+import tempfile
+import threading
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 import msgspec
 
 READ_PIECE = 256 << 10
 """Bytes of output in one answer."""
+KNOWN_LIMIT = 4096
+"""Attempts whose sizes are kept in memory."""
+
+_OFFSET = 8
+_GONE = "gone-"
 
 
-class _Log(msgspec.Struct):
-    """What is kept of one attempt: bytes 0 … head, and tail_start … end."""
+class _Sizes(msgspec.Struct, gc=False):
+    """What is kept of one attempt: bytes 0 … head, and tail … end."""
 
-    run: int
-    index: int
     head: int = 0
-    tail_start: int = 0
-    tail_file_start: int = 0
+    tail: int = -1
+    """Offset of the first byte in the tail file; -1: there is none."""
     end: int = 0
+    """Everything before it was kept or is lost: the next piece is expected here."""
 
 
 class LogStore:
-    def __init__(self, folder: Path, history: str, head: int, tail: int) -> None:
-        """Fences mean something within one history only: what other histories left in ``folder`` is removed."""
-        self._folder = folder / history
-        folder.mkdir(parents=True, exist_ok=True)
-        for other in folder.iterdir():
-            if other.name != history:
-                shutil.rmtree(other, ignore_errors=True)
+    """The folder ``logs`` of the state directory. Used by one thread; nothing waits for a removal."""
+
+    def __init__(self, folder: Path, head: int, tail: int, *, fresh: bool) -> None:
+        """
+        Args:
+            head: bytes kept of an output's beginning.
+            tail: bytes kept of its end, at least; up to twice as many before the older half goes.
+            fresh: the store remembers no runs and numbers them from the start: remove what is there.
+        """
+        self._folder = folder
         self._head_limit = head
         self._tail_limit = tail
-        self._logs: dict[int, _Log] = {}
+        self._known: dict[str, _Sizes] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._gone = Path(tempfile.mkdtemp(prefix=_GONE, dir=folder))
+        self._removals = itertools.count()
+        if fresh:
+            self.sweep(())
 
-    def append(self, run: int, index: int, fence: int, offset: int, data: bytes) -> None:
-        """One piece. A repeat (after a reconnect) is recognised by its offset and ignored."""
+    # ------------------------------------------------------------ writing
+
+    def append(self, run: int, fence: int, offset: int, data: bytes) -> None:
+        """One piece. What is here already (a repeat after a reconnect) is recognised by its offset and left out.
+
+        Raises:
+            OSError: a full disk, mostly. What was kept before can be read, and later pieces are taken.
+        """
         if not data:
             return
-        log = self._logs.get(fence)
-        if log is None:
-            log = self._logs[fence] = _Log(run, index)
-            self._path(log, fence, "head").parent.mkdir(parents=True, exist_ok=True)
-        if offset < log.end:
-            data = data[log.end - offset :]
-            offset = log.end
-            if not data:
-                return
-        if offset == log.head and log.head < self._head_limit:
-            part = data[: self._head_limit - log.head]
-            with self._path(log, fence, "head").open("ab") as file:
-                file.write(part)
-            log.head += len(part)
-            data, offset = data[len(part) :], offset + len(part)
-            log.end = offset
+        stem = self._stem(run, fence)
+        # It is known again when all is written: after a failure the files say how far that got.
+        sizes = self._known.pop(stem, None)
+        if sizes is None:
+            # Most attempts write once, and little. So this is taken for the first piece: one file, made and written.
+            first = data[: self._head_limit] if offset == 0 else b""
+            sizes = _Sizes(len(first), -1, len(first)) if _begin(stem, first) else _measure(stem)
+        if offset < sizes.end:
+            data = data[sizes.end - offset :]
+            offset = sizes.end
+        room = self._head_limit - sizes.head
+        if data and sizes.tail < 0 and offset == sizes.end and room > 0:
+            part = data[:room]
+            _write(stem + ".head", part)
+            sizes.head = sizes.end = offset = offset + len(part)
+            data = data[room:]
         if data:
-            self._append_tail(log, fence, offset, data)
+            self._append_tail(stem, sizes, offset, data)
+        self._remember(stem, sizes)
 
-    def _append_tail(self, log: _Log, fence: int, offset: int, data: bytes) -> None:
-        path = self._path(log, fence, "tail")
-        if offset != log.end or log.tail_start == 0:
-            # A gap: what was kept of the end so far is the middle now.
-            path.unlink(missing_ok=True)
-            log.tail_start = log.tail_file_start = offset
-        with path.open("ab") as file:
-            file.write(data)
-        log.end = offset + len(data)
-        if log.end - log.tail_file_start > 2 * self._tail_limit:
-            keep = path.read_bytes()[-self._tail_limit :]
-            path.write_bytes(keep)
-            log.tail_file_start = log.end - len(keep)
-        log.tail_start = max(log.tail_start, log.end - self._tail_limit, log.tail_file_start)
+    def _append_tail(self, stem: str, sizes: _Sizes, offset: int, data: bytes) -> None:
+        if sizes.tail < 0 or offset != sizes.end:
+            # The first piece, or one behind a gap: then what was kept of the end so far is the middle now.
+            _replace_tail(stem, offset, data)
+            sizes.tail = offset
+        else:
+            _write(stem + ".tail", data)
+        sizes.end = offset + len(data)
+        if sizes.end - sizes.tail > 2 * self._tail_limit:
+            start = sizes.end - self._tail_limit
+            _replace_tail(stem, start, _read(stem + ".tail", _OFFSET + start - sizes.tail, self._tail_limit))
+            sizes.tail = start
 
-    def _path(self, log: _Log, fence: int, part: str) -> Path:
-        return self._folder / str(log.run) / f"{fence}.{part}"
+    # ------------------------------------------------------------ reading
 
-    def end(self, fence: int) -> int:
-        log = self._logs.get(fence)
-        return 0 if log is None else log.end
+    def end(self, run: int, fence: int) -> int:
+        """The offset behind the last byte that is here; 0 when nothing is."""
+        return self._sizes(run, fence).end
 
-    def read(self, fence: int, offset: int) -> tuple[int, bytes]:
+    def read(self, run: int, fence: int, offset: int) -> tuple[int, bytes]:
         """(where it starts, bytes) of the next kept piece at or after ``offset``; no bytes when that is the end."""
-        log = self._logs.get(fence)
-        if log is None or offset >= log.end:
+        sizes = self._sizes(run, fence)
+        if offset >= sizes.end:
             return offset, b""
-        if offset < log.head:
-            with self._path(log, fence, "head").open("rb") as file:
-                file.seek(offset)
-                return offset, file.read(min(READ_PIECE, log.head - offset))
-        offset = max(offset, log.tail_start)
-        with self._path(log, fence, "tail").open("rb") as file:
-            file.seek(offset - log.tail_file_start)
-            return offset, file.read(READ_PIECE)
+        stem = self._stem(run, fence)
+        if offset < sizes.head:
+            return offset, _read(stem + ".head", offset, min(READ_PIECE, sizes.head - offset))
+        offset = max(offset, sizes.tail)
+        return offset, _read(stem + ".tail", _OFFSET + offset - sizes.tail, READ_PIECE)
 
-    def last_lines(self, fence: int, lines: int) -> tuple[int, int]:
-        """(offset, bytes dropped before it) from which the last ``lines`` lines can be read."""
-        log = self._logs.get(fence)
-        if log is None:
-            return 0, 0
-        start = log.tail_start if log.end > log.head else 0
-        at, data = self.read(fence, max(start, log.end - READ_PIECE))
+    def last_lines(self, run: int, fence: int, lines: int) -> int:
+        """The offset from which the last ``lines`` lines can be read; it never looks further back than `READ_PIECE`
+        or across a hole."""
+        sizes = self._sizes(run, fence)
         if lines == 0:
-            return log.end, 0
-        body = data[:-1] if data.endswith(b"\n") else data
+            return sizes.end
+        start = max(sizes.tail if sizes.tail > sizes.head else 0, sizes.end - READ_PIECE)
+        text = self._from(run, fence, start)
+        cut = len(text) - text.endswith(b"\n")
         for _ in range(lines):
-            cut = body.rfind(b"\n")
+            cut = text.rfind(b"\n", 0, cut)
             if cut < 0:
-                return at, 0
-            body = body[:cut]
-        return at + len(body) + 1, 0
+                break
+        return start + cut + 1
 
-    def tail(self, fence: int, lines: int = 20, limit: int = 4000) -> str:
-        """The last lines as text, for messages."""
-        offset, _ = self.last_lines(fence, lines)
-        return self.read(fence, max(offset, self.end(fence) - limit))[1].decode("utf-8", "replace")
+    def tail(self, run: int, fence: int, lines: int = 20, limit: int = 4000) -> str:
+        """The last lines as text, for messages; at most ``limit`` bytes of them."""
+        offset = max(self.last_lines(run, fence, lines), self.end(run, fence) - limit)
+        return self._from(run, fence, offset).decode("utf-8", "replace")
+
+    def _from(self, run: int, fence: int, offset: int) -> bytes:
+        """Everything from ``offset`` on."""
+        pieces: list[bytes] = []
+        while True:
+            offset, data = self.read(run, fence, offset)
+            if not data:
+                return b"".join(pieces)
+            pieces.append(data)
+            offset += len(data)
+
+    # ------------------------------------------------------------ what is known
+
+    def _stem(self, run: int, fence: int) -> str:
+        return f"{self._folder}/{run}/{fence}"
+
+    def _sizes(self, run: int, fence: int) -> _Sizes:
+        stem = self._stem(run, fence)
+        sizes = self._known.pop(stem, None) or _measure(stem)
+        if sizes.end:
+            self._remember(stem, sizes)
+        return sizes
+
+    def _remember(self, stem: str, sizes: _Sizes) -> None:
+        """As the one used last; the one that was not used for longest is forgotten for it."""
+        self._known[stem] = sizes
+        if len(self._known) > KNOWN_LIMIT:
+            del self._known[next(iter(self._known))]
+
+    # ------------------------------------------------------------ removing
+
+    def forget_runs(self, runs: Iterable[int]) -> threading.Thread | None:
+        """Remove the output of runs: out of sight now, off the disk by a thread. Returns it; None: nothing to do."""
+        return self._remove(map(str, runs))
+
+    def sweep(self, known: Container[int]) -> threading.Thread | None:
+        """At the start: remove the output of all runs but the ``known`` ones, and what a removal left over when the
+        process ended. Returns as `forget_runs`."""
+        names = [name for name in os.listdir(self._folder) if name != self._gone.name]
+        return self._remove(name for name in names if not (name.isdecimal() and int(name) in known))
+
+    def _remove(self, names: Iterable[str]) -> threading.Thread | None:
+        # A name is free again at once, however long it takes to remove what it stood for.
+        moved = []
+        for name in names:
+            place = self._gone / f"{name}.{next(self._removals)}"
+            with contextlib.suppress(FileNotFoundError):
+                (self._folder / name).rename(place)
+                moved.append(place)
+        if not moved:
+            return None
+        self._known.clear()
+        thread = threading.Thread(target=_remove_all, args=(moved,), name="logs-removal", daemon=True)
+        thread.start()
+        return thread
+
+
+# ---------------------------------------------------------------- files
+
+
+def _measure(stem: str) -> _Sizes:
+    """What the files of an attempt hold."""
+    try:
+        head = os.stat(stem + ".head").st_size
+    except FileNotFoundError:
+        return _Sizes()
+    try:
+        fd = os.open(stem + ".tail", os.O_RDONLY)
+    except FileNotFoundError:
+        return _Sizes(head, -1, head)
+    try:
+        start, size = os.read(fd, _OFFSET), os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+    if size < _OFFSET:
+        return _Sizes(head, -1, head)  # a power cut came before its first bytes
+    tail = int.from_bytes(start)
+    return _Sizes(head, tail, tail + size - _OFFSET)
+
+
+def _begin(stem: str, data: bytes) -> bool:
+    """Make the head file of an attempt; False when there is one."""
+    try:
+        _write(stem + ".head", data, os.O_CREAT | os.O_EXCL)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(stem), exist_ok=True)
+        _write(stem + ".head", data, os.O_CREAT | os.O_EXCL)
+    return True
+
+
+def _write(path: str, data: bytes, flags: int = 0) -> None:
+    """At the end of a file. It is not made unless the flags say so: what vanished must not begin in its middle."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | flags, 0o600)
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    finally:
+        os.close(fd)
+
+
+def _replace_tail(stem: str, start: int, data: bytes) -> None:
+    """In one step: whatever happens, the tail is the old one or the new one."""
+    new = stem + ".new"
+    try:
+        _write(new, start.to_bytes(_OFFSET) + data, os.O_CREAT | os.O_TRUNC)
+        os.replace(new, stem + ".tail")
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise
+
+
+def _read(path: str, position: int, size: int) -> bytes:
+    """Of a file; nothing when somebody removed it."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return b""
+    try:
+        return os.pread(fd, size, position)
+    finally:
+        os.close(fd)
+
+
+def _remove_all(places: list[Path]) -> None:
+    for place in places:
+        if place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)

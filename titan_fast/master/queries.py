@@ -19,9 +19,9 @@ from titan_fast.master.store.base import AttemptRow
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming
 from titan_fast.scheduler.explain import explain_run, explain_task, lot_of
-from titan_fast.scheduler.lifecycle import FINAL, PUBLIC, TaskState
+from titan_fast.scheduler.lifecycle import FINAL, PUBLIC, TaskState, public_counts
 from titan_fast.scheduler.state import Run, State
-from titan_fast.scheduler.views import TaskView, public_counts, view_run, view_tasks, view_workers
+from titan_fast.scheduler.views import TaskView, view_run, view_tasks, view_workers
 
 if TYPE_CHECKING:
     from titan_fast.master.server import Master

@@ -7,6 +7,7 @@ import msgspec
 from titan_fast.model.expand import Matrix
 from titan_fast.model.fields import TASK, AffinityWish, Placed, Reading, Values, read_fields
 from titan_fast.model.problems import Wrong
+from titan_fast.model.results import references
 from titan_fast.model.scripts import Scripts, to_project_path
 from titan_fast.model.spec import DEFAULT_GRACE, Retry, TaskSpec, Work
 from titan_fast.model.yaml_nodes import Entry
@@ -23,6 +24,8 @@ class Draft(msgspec.Struct, frozen=True, gc=False):
     spec: TaskSpec
     line: int
     needs: tuple[Placed, ...] = ()
+    results: tuple[Placed, ...] = ()
+    """The tasks whose results its work takes."""
     affinity: AffinityWish | None = None
     matrix: Matrix | None = None
 
@@ -30,13 +33,14 @@ class Draft(msgspec.Struct, frozen=True, gc=False):
 def read_draft(values: Values, scripts: Scripts, name: str, line: int, entries: dict[str, Entry]) -> Draft:
     """The task of a mapping's fields (without its id); what is wrong with it is noted, and left out of the draft."""
     values.matrix_uses = []
+    values.result_uses = []
     reading = read_fields(values, entries, TASK)
     try:
         return _to_draft(values, scripts, name, line, reading)
     except Wrong as wrong:
         values.problems.add(wrong.line, f"{values.owner}{wrong.text}")
         # Its needs are known even so: what is wrong between tasks is found in the same go.
-        return Draft(TaskSpec(name, Work()), line, reading.values.get("needs", ()))
+        return Draft(TaskSpec(name, Work()), line, reading.values.get("needs", ()), tuple(values.result_uses))
 
 
 def _to_draft(values: Values, scripts: Scripts, name: str, line: int, reading: Reading) -> Draft:
@@ -61,7 +65,7 @@ def _to_draft(values: Values, scripts: Scripts, name: str, line: int, reading: R
         count=1 if matrix is None else matrix.count,
         array=matrix is not None,
     )
-    return Draft(spec, line, read.get("needs", ()), affinity, matrix)
+    return Draft(spec, line, read.get("needs", ()), _results(values, work, line), affinity, matrix)
 
 
 def _to_work(values: Values, scripts: Scripts, line: int, reading: Reading) -> Work:
@@ -85,6 +89,12 @@ def _to_work(values: Values, scripts: Scripts, line: int, reading: Reading) -> W
         timeout=read.get("timeout", 0.0),
         grace=read.get("grace", DEFAULT_GRACE),
     )
+
+
+def _results(values: Values, work: Work, line: int) -> tuple[Placed, ...]:
+    """Whose results the work takes, each once, where it does first. The value of an input may name one, too."""
+    lines = {use.text: use.line for use in reversed(values.result_uses)}
+    return tuple(Placed(name, lines.get(name, line)) for name in references(work))
 
 
 def _script(values: Values, scripts: Scripts, file: Placed, matrix: Matrix | None) -> str:

@@ -59,3 +59,25 @@ def topological_order(needs: Sequence[Sequence[int]]) -> list[int]:
             if waiting[child] == 0:
                 order.append(child)
     return order
+
+
+def find_unrelated(needs: Sequence[Sequence[int]], pairs: Sequence[tuple[int, int]], at_once: int = 4096) -> list[int]:
+    """Places in ``pairs`` of those (node, other) whose node does not need the other, directly or over others.
+
+    A node that waits for a cycle counts as needing everything: the cycle is what its author has to hear of. One walk
+    over the nodes answers ``at_once`` different others, a bit for each: O((nodes + edges) · others / at_once).
+    """
+    order = topological_order(needs)
+    others = list(dict.fromkeys(other for _, other in pairs))
+    unrelated = []
+    for start in range(0, len(others), at_once):
+        bits = {other: 1 << place for place, other in enumerate(others[start : start + at_once])}
+        above = [-1] * len(needs)
+        for node in order:
+            above[node] = 0
+            for parent in needs[node]:
+                above[node] |= above[parent] | bits.get(parent, 0)
+        for place, (node, other) in enumerate(pairs):
+            if other in bits and not above[node] & bits[other]:
+                unrelated.append(place)
+    return sorted(unrelated)

@@ -1,7 +1,8 @@
-"""`${inputs.k}` and `${matrix.x}`: what is written into a file's texts at load, and how a matrix becomes an array.
+"""`${inputs.k}`, `${matrix.x}` and `${tasks.a.result}`: what is written into a file's texts at load and later, and how
+a matrix becomes an array.
 
-Inputs are replaced here, once, in any value. Matrix references stay in the text: the worker replaces them from the
-member's payload, so an array of ten million members is still one description.
+Inputs are replaced here, once, in any value. The others stay in the text: the worker replaces them from the member's
+payload, so an array of ten million members is still one description, and from what its parents wrote.
 """
 
 from __future__ import annotations
@@ -101,6 +102,21 @@ class Matrix(msgspec.Struct, frozen=True):
         return list(dict.fromkeys(match[2] for match in REFERENCE.finditer(template) if match[1] == "matrix"))
 
 
-def fill(template: str, values: Mapping[str, str]) -> str:
-    """``template`` with its ``${matrix.x}`` replaced, as the worker does it."""
-    return REFERENCE.sub(lambda match: values[match[2]] if match[1] == "matrix" else match[0], template)
+def fill(template: str, values: Mapping[str, str] | None, results: Mapping[str, str] | None = None) -> str:
+    """``template`` as the worker runs it. What is put in is not looked at again, whatever it holds.
+
+    Args:
+        values: what stands for ``${matrix.x}``, by x; None leaves them.
+        results: what stands for ``${tasks.NAME.result}``, by NAME; None leaves them.
+
+    Raises:
+        KeyError: there is none of the name (with ``.result``, if it is a task's).
+    """
+    results_by_reference = None if results is None else {f"{name}.result": text for name, text in results.items()}
+    kinds = {"matrix": values, "tasks": results_by_reference}
+
+    def put_in(match: re.Match[str]) -> str:
+        known = kinds.get(match[1])
+        return match[0] if known is None else known[match[2]]
+
+    return REFERENCE.sub(put_in, template)

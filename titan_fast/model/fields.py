@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from titan_fast.model import expand, names, units
+from titan_fast.model import expand, names, results, units
 from titan_fast.model.expand import Matrix
 from titan_fast.model.names import Guesses
 from titan_fast.model.problems import NotYet, Problems, Wrong
@@ -25,6 +25,10 @@ MAX_RETRIES = 60_000
 """Attempts are counted in 16 bits on the wire."""
 MAX_GRACE = 86_400.0
 """Seconds; it travels as 32 bits of milliseconds."""
+
+_BY_MEMBER = ("matrix",)
+_BY_WORKER = ("matrix", "tasks")
+_PLACES = {"matrix": "run, file, args, python and env", "tasks": "run, args and env"}
 
 _WHOLE = re.compile(r"[+-]?(?:0|[1-9][0-9_]*)")
 
@@ -53,7 +57,7 @@ class Placed(msgspec.Struct, frozen=True, gc=False):
 
 
 class Values:
-    """Reads the values of one file: replaces its inputs, and remembers which matrix values are used where."""
+    """Reads the values of one file: replaces its inputs, and remembers which matrix values and results are used."""
 
     def __init__(self, problems: Problems) -> None:
         self.problems = problems
@@ -64,6 +68,8 @@ class Values:
         """None: declared without a default, and not given."""
         self.matrix_uses: list[Placed] = []
         """Of the task being read."""
+        self.result_uses: list[Placed] = []
+        """Of the task being read: the tasks whose results it takes."""
 
     # ------------------------------------------------------------ texts and numbers
 
@@ -83,23 +89,34 @@ class Values:
 
     def text(self, node: Node, what: str = "text") -> str:
         text = self.plain_text(node, what)
-        return self._replace(text, node.line, False) if "${" in text else text
+        return self._replace(text, node.line) if "${" in text else text
 
-    def work_text(self, node: Node, what: str = "text") -> str:
+    def script_text(self, node: Node, what: str) -> str:
         """A text in which the worker replaces ``${matrix.x}``."""
         text = self.plain_text(node, what)
-        return self._replace(text, node.line, True) if "${" in text else text
+        return self._replace(text, node.line, _BY_MEMBER) if "${" in text else text
 
-    def _replace(self, text: str, line: int, matrix_allowed: bool) -> str:
+    def work_text(self, node: Node, what: str = "text") -> str:
+        """A text in which the worker replaces ``${matrix.x}`` and ``${tasks.NAME.result}``."""
+        text = self.plain_text(node, what)
+        return self._replace(text, node.line, _BY_WORKER) if "${" in text else text
+
+    def _replace(self, text: str, line: int, later: tuple[str, ...] = ()) -> str:
+        """The text with its inputs; ``later`` are the kinds of references that stay in it for the worker."""
+
         def replace(kind: str, name: str) -> str:
-            if kind == "tasks":
-                raise NotYet(line, f"${{tasks.{name}}}")
-            if kind == "matrix":
-                if not matrix_allowed:
-                    places = "run, file, args, python and env of a task"
-                    raise ValueError(f"'${{matrix.{name}}}' can stand in {places} only")
-                self.matrix_uses.append(Placed(name, line))
-                return f"${{matrix.{name}}}"
+            if kind in _PLACES:
+                reference = f"${{{kind}.{name}}}"
+                if kind not in later:
+                    raise ValueError(f"'{reference}' can stand in {_PLACES[kind]} of a task only")
+                task = results.result_of(name) if kind == "tasks" else None
+                if kind == "matrix":
+                    self.matrix_uses.append(Placed(name, line))
+                elif task is not None:
+                    self.result_uses.append(Placed(task, line))
+                else:
+                    raise ValueError(f"'{reference}' is not known (write ${{tasks.NAME.result}})")
+                return reference
             if name not in self.inputs:
                 hint = self.guesses.hint(name, self.inputs, "${inputs.{}}")
                 raise ValueError(f"'${{inputs.{name}}}' is not among the inputs of this file{hint}")
@@ -195,7 +212,7 @@ class Values:
         return text
 
     def file(self, node: Node) -> Placed:
-        text = self.work_text(node, "the path of a script")
+        text = self.script_text(node, "the path of a script")
         if not text:
             raise Wrong(node.line, "the path is empty")
         return Placed(text, node.line)
@@ -208,13 +225,13 @@ class Values:
         # the whole text and is split like it: `args: ${inputs.args}`.
         alone = expand.REFERENCE.fullmatch(text.strip()) is not None
         try:
-            words = shlex.split(self._replace(text, node.line, True) if alone else text)
+            words = shlex.split(self._replace(text, node.line, _BY_WORKER) if alone else text)
         except ValueError as error:
             raise Wrong(node.line, f"cannot be split as a shell does: {str(error).lower()}") from error
-        return tuple(words if alone else (self._replace(word, node.line, True) for word in words))
+        return tuple(words if alone else (self._replace(word, node.line, _BY_WORKER) for word in words))
 
     def python(self, node: Node) -> str:
-        text = self.work_text(node, "the path of a Python interpreter")
+        text = self.script_text(node, "the path of a Python interpreter")
         if not text:
             raise Wrong(node.line, "the path is empty")
         return text

@@ -52,10 +52,11 @@ class Affinity(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Work(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the worker does; the master stores it and looks at nothing in it.
+    """What the worker does; the master stores it and looks only for the results it takes.
 
     Exactly one of ``argv``, ``shell`` and ``file`` is set. In an array, ``${matrix.x}`` in any text is replaced by
-    the worker from the member's payload, a JSON object ``{"x": value}``.
+    the worker from the member's payload, a JSON object ``{"x": value}``. So is ``${tasks.NAME.result}`` in any text but
+    ``file`` and ``python``, from what the task NAME wrote (`results.references` tells whose results those are).
     """
 
     argv: tuple[str, ...] = ()

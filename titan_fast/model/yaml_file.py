@@ -16,7 +16,7 @@ import msgspec
 from titan_fast.errors import InvalidFile
 from titan_fast.model import expand, names, yaml_nodes
 from titan_fast.model.drafts import Draft, read_draft
-from titan_fast.model.edges import find_cycles
+from titan_fast.model.edges import find_cycles, find_unrelated
 from titan_fast.model.fields import GRAPH, TASK, AffinityWish, Placed, Values, read_fields
 from titan_fast.model.problems import Problems, Wrong
 from titan_fast.model.scripts import Scripts
@@ -267,6 +267,28 @@ class _File:
                 self.problems.add(wish.line, f"task '{task}': {what}")
         for cycle in find_cycles(needs):
             self._tell_cycle(cycle)
+        self._resolve_results(needs)
+
+    def _resolve_results(self, needs: list[list[int]]) -> None:
+        """A result can be taken of a named task that is needed: only then it is there, and one."""
+        pairs, uses = [], []
+        for number, draft in enumerate(self._drafts):
+            for use in draft.results:
+                other = self._numbers.get(use.text.partition("[")[0])
+                if other is None:
+                    if not self._nameless:
+                        hint = self._values.guesses.hint(use.text, self._numbers, but=draft.spec.name)
+                        self._tell_result(draft, use, f"which is not in this file{hint}")
+                elif self._drafts[other].spec.array or use.text not in self._numbers:
+                    self._tell_result(draft, use, "which is an array: its members have results, it has none")
+                elif other not in needs[number]:
+                    pairs.append((number, other))
+                    uses.append(use)
+        for place in find_unrelated(needs, pairs):
+            self._tell_result(self._drafts[pairs[place][0]], uses[place], "which it does not need (add it to 'needs')")
+
+    def _tell_result(self, draft: Draft, use: Placed, what: str) -> None:
+        self.problems.add(use.line, f"task '{draft.spec.name}' uses the result of '{use.text}', {what}")
 
     def _tell_unknown(self, task: str, need: Placed) -> None:
         hint = ""

@@ -10,20 +10,24 @@ scheduler.next_deadline()         when to call again though nothing happened
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from titan_fast.scheduler import events as ev
-from titan_fast.scheduler import placement
+from titan_fast.scheduler import placement, recovery
 from titan_fast.scheduler.commands import Command
-from titan_fast.scheduler.facts import Fact
-from titan_fast.scheduler.reactions import runs, tasks, workers
+from titan_fast.scheduler.facts import Fact, KvChanged, RunRecord, WorkerRegistered
+from titan_fast.scheduler.reactions import data, runs, tasks, workers
 from titan_fast.scheduler.state import Outbox, State, Tuning
 
 REACTIONS: dict[type[ev.Event], Callable[[State, Any, Outbox], None]] = {
     ev.RunSubmitted: runs.on_run_submitted,
     ev.CancelRequested: runs.on_cancel_requested,
     ev.RetryRequested: runs.on_retry_requested,
+    ev.DropRequested: runs.on_drop_requested,
+    ev.RunRecalled: runs.on_run_recalled,
+    ev.KvSetRequested: data.on_kv_set_requested,
+    ev.ArtifactPublishRequested: data.on_artifact_publish_requested,
     ev.WorkerAttached: workers.on_worker_attached,
     ev.WorkerSuspected: workers.on_worker_suspected,
     ev.WorkerRecovered: workers.on_worker_recovered,
@@ -32,6 +36,8 @@ REACTIONS: dict[type[ev.Event], Callable[[State, Any, Outbox], None]] = {
     ev.WorkerLeft: workers.on_worker_left,
     ev.AttemptsStarted: tasks.on_attempts_started,
     ev.AttemptsFinished: tasks.on_attempts_finished,
+    ev.CommitsStuck: workers.on_commits_stuck,
+    ev.CommitsFlowing: workers.on_commits_flowing,
     ev.StopRequested: workers.on_stop_requested,
 }
 
@@ -41,6 +47,9 @@ ALARMS: dict[str, Callable[..., None]] = {
     "forget_worker": workers.forget_worker,
     "balance": placement.balance_is_due,
     "copies": tasks.copies_are_due,
+    "note_running": tasks.note_running,
+    "recovery_over": recovery.grace_is_over,
+    "kv_due": data.key_is_due,
 }
 """What each kind of timer key does when it is due."""
 
@@ -67,13 +76,40 @@ class Scheduler:
     def place(self) -> None:
         """Assign what can be assigned; does nothing unless something since the last turn asks for it."""
         state = self.state
-        if not state.needs_placement or state.stopping:
+        if state.undecided and state.parents_ended:
+            workers.decide_undecided(state, self._out)
+        if not state.needs_placement or state.stopping or state.is_stuck:
             return
         state.needs_placement = False
         if state.homeless:
             for run, index, reason in placement.adopt_homeless(state):
                 tasks.give_up(state, run, index, reason, self._out)
         placement.place(state, self._out)
+
+    def restore(
+        self,
+        next_run: int,
+        revision: int,
+        workers: Iterable[WorkerRegistered],
+        keys: Iterable[KvChanged],
+        runs: Iterable[RunRecord],
+    ) -> None:
+        """Go on from what a store knows; after `advance`, before anything else."""
+        self.state.next_run, self.state.revision = next_run, revision
+        recovery.restore(self.state, workers, keys, runs, self._out)
+
+    def forget_finished(self, durable: int) -> None:
+        """Finished runs leave memory, the oldest first, when the facts that ended them are durable: what is not in
+        memory can be read from the store."""
+        state = self.state
+        finished = state.finished
+        while len(finished) > state.tuning.keep_finished and finished[0][1] <= durable:
+            number, _, ended_at = finished.popleft()
+            run = state.runs.get(number)
+            if run is not None and run.is_final and run.finished_at == ended_at:
+                del state.runs[number]
+                for value, n in enumerate(run.counts):
+                    state.totals[value] -= n
 
     def take(self) -> tuple[list[Fact], list[Command]]:
         """Facts and commands since the last call, each in order."""

@@ -196,36 +196,37 @@ KEYED = (RunAccepted, CancelAsked, TasksReopened, TasksDropped, KvChanged, Artif
 class EndedHead(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What recovery needs of an `AttemptsEnded`: a thousand members that simply succeeded are one line.
 
-    ``clean`` are stretches of tasks COMPLETED by the first attempt of their first generation, as (first, count,
-    highest fence). ``rest`` are all other rows: (index, generation, attempt, fence, state, reason, due, wait).
+    ``clean`` are stretches of tasks COMPLETED by the first attempt of their first generation with consecutive fences,
+    at one worker, as (first index, count, first fence, worker). ``rest`` are all other rows: (index, generation,
+    attempt, fence, state, reason, due, wait, worker). Workers by name.
     """
 
     at: float
     run: int
-    clean: tuple[tuple[int, int, int], ...]
-    rest: tuple[tuple[int, int, int, int, str, str, float, float], ...]
+    clean: tuple[tuple[int, int, int, str], ...]
+    rest: tuple[tuple[int, int, int, int, str, str, float, float, str], ...]
 
 
 def head_of(fact: AttemptsEnded) -> EndedHead:
     """The part of a fact that a restart reads. Rows keep their order within a task."""
-    clean: list[tuple[int, int, int]] = []
+    clean: list[tuple[int, int, int, str]] = []
     rest = []
     first = count = fence = 0
+    worker = ""
     rows = range(len(fact.index))
     plain = [
         row for row in rows if fact.state[row] == "COMPLETED" and fact.attempt[row] == 1 and not fact.generation[row]
     ]
     for row in sorted(plain, key=fact.index.__getitem__):
         index = fact.index[row]
-        if count and index == first + count:
+        if count and index == first + count and fact.fence[row] == fence + count and fact.worker[row] == worker:
             count += 1
-            fence = max(fence, fact.fence[row])
             continue
         if count:
-            clean.append((first, count, fence))
-        first, count, fence = index, 1, fact.fence[row]
+            clean.append((first, count, fence, worker))
+        first, count, fence, worker = index, 1, fact.fence[row], fact.worker[row]
     if count:
-        clean.append((first, count, fence))
+        clean.append((first, count, fence, worker))
     if len(plain) < len(rows):
         simple = set(plain)
         for row in rows:
@@ -241,6 +242,7 @@ def head_of(fact: AttemptsEnded) -> EndedHead:
                         fact.reason[row],
                         due,
                         wait,
+                        fact.worker[row],
                     )
                 )
     return EndedHead(fact.at, fact.run, tuple(clean), tuple(rest))

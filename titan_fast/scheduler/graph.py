@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from titan_fast.errors import InvalidGraph
+from titan_fast.model.results import references
 from titan_fast.model.spec import MAX_MEMBERS, MAX_NAMED_TASKS, MAX_PAYLOAD, GraphSpec, TaskSpec
 from titan_fast.scheduler.lifecycle import TaskState
 from titan_fast.scheduler.state import Options, Run
@@ -23,8 +24,13 @@ MAX_EDGES = 10_000_000
 _encode = msgspec.json.Encoder().encode
 
 
-def admit(state: State, graph: GraphSpec, payloads: Sequence[bytes]) -> Run:
+def admit(state: State, graph: GraphSpec, payloads: Sequence[bytes], number: int, at: float, floor: int) -> Run:
     """A new run with every task BLOCKED and its counters set; the caller adds it to the state.
+
+    Args:
+        number: of the run.
+        at: wall clock, seconds, when it was submitted.
+        floor: the last fence at that time.
 
     Raises:
         InvalidGraph: no tasks, too many, duplicate or unknown names, a cycle, payloads that do not fit.
@@ -40,7 +46,7 @@ def admit(state: State, graph: GraphSpec, payloads: Sequence[bytes]) -> Run:
     _refuse_cycles(tasks, parents_at, parents, children_at, children)
     _check_payloads(tasks, payloads)
 
-    run = Run(state.next_run, graph.name, state.wall, state.sequence)
+    run = Run(number, graph.name, at, floor)
     run.env = graph.env
     run.project = graph.project
     run.parents_at, run.parents = parents_at, parents
@@ -54,6 +60,7 @@ def admit(state: State, graph: GraphSpec, payloads: Sequence[bytes]) -> Run:
         run.open.append(task.count)
         run.unmet.append(parents_at[spec + 1] - parents_at[spec])
         run.works.append(_encode(task.work))
+        run.wanted.update(rows[name] for name in references(task.work) if name in rows)
         key = (task.requires, task.priority, task.delay, task.retry, task.when, task.affinity)
         option = known.get(key)
         if option is None:
@@ -66,7 +73,11 @@ def admit(state: State, graph: GraphSpec, payloads: Sequence[bytes]) -> Run:
         if task.payload >= 0:
             run.payloads[spec] = payloads[task.payload]
         index += task.count
+    sinks = [spec for spec in range(len(tasks)) if children_at[spec] == children_at[spec + 1]]
+    if len(sinks) == 1 and run.count[sinks[0]] == 1:
+        run.wanted.add(sinks[0])  # its result is the run's
     run.outcome = bytearray(len(tasks))
+    run.best = array("Q", bytes(8 * len(tasks)))
     run.state = bytearray(index)
     run.counts[TaskState.BLOCKED] = index
     return run

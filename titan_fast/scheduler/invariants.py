@@ -63,8 +63,8 @@ def check(state: State) -> None:
         if worker.state in ("LOST", "LEFT"):
             assert not held, f"{worker.name} is {worker.state} and holds {held}"
         if worker.alone is not None and worker.held:
-            run = state.runs[worker.alone[0]]
-            if run.state[worker.alone[1]] in IN_FLIGHT:
+            run = state.runs.get(worker.alone[0])
+            if run is not None and run.state[worker.alone[1]] in IN_FLIGHT:
                 assert worker.held == 1, f"{worker.name} should run one task alone, holds {worker.held}"
     assert priorities == state.in_flight, f"in flight by priority: {priorities}, says {state.in_flight}"
     assert recalling == state.recalling, f"{recalling} recalls open, says {state.recalling}"
@@ -118,7 +118,7 @@ def check_rest(state: State) -> None:
     left = [worker.name for worker in state.workers.values() if worker.held or worker.running or worker.lots]
     assert not left, f"{left} hold something"
     assert not state.overfull, f"overfull: {state.overfull}"
-    homeless = [(run, index) for run, index in state.homeless if state.runs[run].state[index] == S.PINNED]
+    homeless = [(r, index) for r, index in state.homeless if r in state.runs and state.runs[r].state[index] == S.PINNED]
     assert not homeless, f"without a worker: {homeless}"
 
 

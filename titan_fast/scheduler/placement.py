@@ -7,6 +7,7 @@ queue's best stretch, as much of it as evens out the load. The cost is per lot, 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from heapq import heapify, heappop, heappush
 
 from titan_fast.scheduler.commands import Assign, Recall
@@ -143,11 +144,17 @@ def _make_lot(
     fence = state.next_fence(count)
     priority = run.options_of(spec).priority
     lot = Lot(run.id, spec, first, count, fence, worker.id, generation, attempt, priority, state.now)
-    state.in_flight[priority] = state.in_flight.get(priority, 0) + count
-    worker.fences.append(fence)
-    worker.lots.append(lot)
-    run.lots[fence] = lot
+    book(state, worker, run, lot)
     out.command(Assign(worker.id, run.id, spec, first, count, generation, attempt, fence))
+
+
+def book(state: State, worker: Worker, run: Run, lot: Lot) -> None:
+    """A lot into the books, in the order of its fence: a new one is the last, one that was found may be older."""
+    state.in_flight[lot.priority] = state.in_flight.get(lot.priority, 0) + lot.count
+    at = bisect_left(worker.fences, lot.fence)
+    worker.fences.insert(at, lot.fence)
+    worker.lots.insert(at, lot)
+    run.lots[lot.fence] = lot
 
 
 # ---------------------------------------------------------------- recall
@@ -319,8 +326,8 @@ def adopt_homeless(state: State) -> list[tuple[int, int, str]]:
     waiting, state.homeless = list(dict.fromkeys(state.homeless)), []
     hopeless: list[tuple[int, int, str]] = []
     for run_id, index in waiting:
-        run = state.runs[run_id]
-        if run.state[index] != S.PINNED:
+        run = state.runs.get(run_id)
+        if run is None or run.state[index] != S.PINNED:
             continue
         spec = run.spec_of(index)
         options = run.options_of(spec)
@@ -368,22 +375,28 @@ def _parent_place(run: Run, spec: int) -> str:
 def _place_pins(state: State, worker: Worker, out: Outbox) -> None:
     """What waits for this worker alone, as far as it has room."""
     if worker.alone is not None:
-        run = state.runs[worker.alone[0]]
+        lonely = state.runs.get(worker.alone[0])
         index = worker.alone[1]
-        if run.state[index] == S.PINNED and not worker.held:
-            assign(state, worker, run, run.spec_of(index), index, 1, out)
-        elif run.state[index] not in (S.PINNED, S.ASSIGNED, S.RUNNING, S.CANCELLING):
+        if lonely is not None and lonely.state[index] == S.PINNED and not worker.held:
+            assign(state, worker, lonely, lonely.spec_of(index), index, 1, out)
+        elif lonely is None or lonely.state[index] not in (S.PINNED, S.ASSIGNED, S.RUNNING, S.CANCELLING):
             worker.alone = None
             load_changed(state, worker)
     while worker.pins and worker.alone is None and worker.is_placeable and worker.held < worker.slots:
         run_id, index = worker.pins.popleft()
-        run = state.runs[run_id]
-        if run.pins.get(index) != worker.id:
+        run = _waits_for(state, worker, run_id, index)
+        if run is None:
             continue
         unpinned(state, run, index)
         assign(state, worker, run, run.spec_of(index), index, 1, out)
     if not worker.pins and worker.alone is None:
         state.pinned.discard(worker.id)
+
+
+def _waits_for(state: State, worker: Worker, run_id: int, index: int) -> Run | None:
+    """The run of a task that still waits for this worker; None when it does so no more."""
+    run = state.runs.get(run_id)
+    return run if run is not None and run.pins.get(index) == worker.id else None
 
 
 def unpin(state: State, out: Outbox | None, run_id: int, index: int) -> None:
@@ -402,15 +415,15 @@ def unpin(state: State, out: Outbox | None, run_id: int, index: int) -> None:
 def unpin_all(state: State, worker: Worker) -> None:
     """The worker takes nothing more: who preferred it goes to everybody, who requires it waits for its return."""
     if worker.alone is not None:
-        run = state.runs[worker.alone[0]]
-        if run.state[worker.alone[1]] == S.PINNED:
+        lonely = state.runs.get(worker.alone[0])
+        if lonely is None or lonely.state[worker.alone[1]] == S.PINNED:
             state.homeless.append(worker.alone)
             worker.alone = None
     pins, worker.pins = list(worker.pins), type(worker.pins)()
     state.pinned.discard(worker.id)
     for run_id, index in pins:
-        run = state.runs[run_id]
-        if run.pins.get(index) != worker.id:
+        run = _waits_for(state, worker, run_id, index)
+        if run is None:
             continue
         affinity = run.options_of(run.spec_of(index)).affinity
         if affinity is not None and affinity.mode == "require":

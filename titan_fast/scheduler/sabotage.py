@@ -6,8 +6,18 @@
 from __future__ import annotations
 
 PARENTS_COUNTED_ONCE = "parents_counted_once"
-"""A child's counter is decremented by the first parent that finishes only."""
+"""A parent is counted off only while it is the first of its child: joins never start."""
 FORGET_TO_REQUEUE = "forget_to_requeue"
-"""What a lost worker held is dropped."""
+"""The attempts of a lost worker are closed and their tasks forgotten."""
+FLOOR_IGNORED = "floor_ignored"
+"""An attempt that ended for the books is kept when its worker comes back with it."""
+PARENTS_FENCE_IGNORED = "parents_fence_ignored"
+"""A child's attempt from before its parent ran again is kept."""
+ABSENT_IS_CRASH = "absent_is_crash"
+"""An assignment that never arrived counts towards the crash limit."""
+COPIED_STATE = "copied_state"
+"""Attempts of another history, whose epoch has our number, are taken for ours."""
 
-SABOTAGE = frozenset({PARENTS_COUNTED_ONCE, FORGET_TO_REQUEUE})
+SABOTAGE = frozenset(
+    {PARENTS_COUNTED_ONCE, FORGET_TO_REQUEUE, FLOOR_IGNORED, PARENTS_FENCE_IGNORED, ABSENT_IS_CRASH, COPIED_STATE}
+)

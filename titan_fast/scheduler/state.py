@@ -20,6 +20,7 @@ from titan_fast._accel import ReadyQueue, Timers
 from titan_fast.ids import make_fence
 from titan_fast.model.spec import Affinity, Retry
 from titan_fast.scheduler.commands import Command, RunChanged
+from titan_fast.scheduler.events import HeldAttempt
 from titan_fast.scheduler.facts import AttemptsEnded, Fact
 from titan_fast.scheduler.lifecycle import N_STATES, TaskState
 
@@ -43,6 +44,12 @@ class Tuning(msgspec.Struct, frozen=True):
     """Seconds an assignment may wait at a busy worker before an idle one is given it."""
     keep_copies: float = 3600.0
     """Seconds workers keep the working copy of a finished run, for a retry."""
+    keep_finished: int = 1000
+    """Finished runs that stay in memory; the others are the store's."""
+    recovery_grace: float = 10.0
+    """Seconds after a restart for which runs of earlier epochs wait for the workers that were alive."""
+    kv_bytes: int = 64 << 20
+    """Of all keys and values together."""
     sabotage: frozenset[str] = frozenset()
     """Faults built in on purpose, by name, to see a test go red (`scheduler.sabotage`)."""
 
@@ -78,6 +85,8 @@ class Run:
     __slots__ = (
         "arrays",
         "attempts",
+        "best",
+        "cancel_asked",
         "cancelled",
         "children",
         "children_at",
@@ -85,13 +94,16 @@ class Run:
         "count",
         "counts",
         "crashes",
+        "dropped",
         "due",
         "env",
         "failures",
         "finished_at",
         "first",
         "floor",
+        "floors",
         "generation",
+        "held",
         "id",
         "lots",
         "name",
@@ -107,7 +119,9 @@ class Run:
         "places",
         "project",
         "reasons",
+        "released_at",
         "results",
+        "returning",
         "started_at",
         "state",
         "status",
@@ -116,6 +130,7 @@ class Run:
         "tracks_places",
         "unmet",
         "visited",
+        "wanted",
         "works",
     )
 
@@ -139,6 +154,8 @@ class Run:
         self.unmet = array("I")
         self.open = array("I")
         self.outcome = bytearray()
+        self.best = array("Q")
+        """The highest accepted fence of each spec: an attempt of a child must be above it."""
         self.works: list[bytes] = []
         self.parents_at = array("I", [0])
         self.parents = array("I")
@@ -160,6 +177,22 @@ class Run:
         self.pins: dict[int, str] = {}
         """Index -> the worker a PINNED task waits for."""
         self.results: dict[int, bytes] = {}
+        """Of the specs in ``wanted``."""
+        self.wanted: set[int] = set()
+        """Specs whose result another task asks for, and the one whose result is the run's."""
+        self.floors: dict[int, int] = {}
+        """Where it is above the run's own: the last fence of an attempt that ended, or of the retry."""
+        self.dropped: set[int] = set()
+        """DEAD tasks that are no longer listed as such."""
+        # after a restart
+        self.held = False
+        """Nothing of it is released until the workers that were alive are back, or it has been long enough."""
+        self.cancel_asked: set[int] = set()
+        """Tasks that somebody cancelled and whose end nobody has confirmed."""
+        self.returning: dict[int, tuple[float, float]] = {}
+        """Tasks that had attempts and go on when the hold is over: (wall clock when due, seconds), or zeros."""
+        self.released_at: dict[int, float] = {}
+        """Spec -> when its last parent ended (wall clock): its delay began then."""
         # expected seconds, by spec for arrays and by option (negative) for named tasks
         self.costs: dict[int, float] = {}
         self.lots: dict[int, Lot] = {}
@@ -208,6 +241,10 @@ class Run:
                 if first <= index < first + count:
                     return reason
         return ""
+
+    def floor_of(self, index: int) -> int:
+        """No fence at or below it can be accepted for this task any more."""
+        return self.floors.get(index, self.floor)
 
     def cost_key(self, spec: int) -> int:
         return spec if spec in self.arrays else -1 - self.option[spec]
@@ -341,6 +378,15 @@ class Worker:
         return self.state == "READY"
 
 
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One key of the key-value space."""
+
+    value: bytes
+    revision: int
+    expires_at: float
+    """Wall clock; 0: never."""
+
+
 class View:
     """The workers with one set of capabilities: which classes they may serve is the queue's knowledge.
 
@@ -359,11 +405,13 @@ class View:
 class Outbox:
     """What the core has to say since it was last asked: facts in order, commands in order."""
 
-    __slots__ = ("_changed", "_ended", "commands", "facts")
+    __slots__ = ("_changed", "_ended", "commands", "facts", "position")
 
     def __init__(self) -> None:
         self.facts: list[Fact] = []
         self.commands: list[Command] = []
+        self.position = 0
+        """Facts made before the ones that are in here now."""
         self._changed: set[int] = set()
         self._ended: dict[int, AttemptsEnded] = {}
 
@@ -385,8 +433,13 @@ class Outbox:
             self.facts.append(batch)
         return batch
 
+    def here(self) -> int:
+        """The position of the newest fact."""
+        return self.position + len(self.facts)
+
     def take(self) -> tuple[list[Fact], list[Command]]:
         facts, commands = self.facts, self.commands
+        self.position += len(facts)
         commands.extend(RunChanged(run) for run in sorted(self._changed))
         self.facts, self.commands = [], []
         self._changed = set()
@@ -432,6 +485,27 @@ class State:
         self.in_flight: dict[int, int] = {}
         """Priority -> open attempts of it, at all workers."""
         self.needs_placement = False
+        self.is_stuck = False
+        """Too much waits for the disk: nothing new is assigned."""
+        self.awaited: set[str] | None = None
+        """During recovery: workers that were alive and have not attached yet. None: there is no recovery."""
+        self.undecided: dict[str, dict[int, HeldAttempt]] = {}
+        """Worker -> fence -> what it holds and must wait with, because a parent is not known to have ended."""
+        self.parents_ended = False
+        """Something ended that what is undecided may wait for."""
+        self.unnoted: deque[tuple[float, Lot, int]] = deque()
+        """Attempts that started, oldest first, and are not in a fact as running yet."""
+        self.finished: deque[tuple[int, int, float]] = deque()
+        """(run, position of the fact that ended it, when) of the finished runs in memory, oldest first."""
+        self.copies: dict[int, tuple[str, ...]] = {}
+        """Finished run -> workers that keep its working copy."""
+        self.kv: dict[str, Entry] = {}
+        self.kv_size = 0
+        self.revision = 0
+
+    def last_fence(self) -> int:
+        """The newest fence given so far: everything admitted now gets higher ones."""
+        return make_fence(self.epoch, self.sequence)
 
     def next_fence(self, count: int) -> int:
         """The first of ``count`` new consecutive fences."""

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 import msgspec
 
 from titan_fast.scheduler.explain import reason_of
-from titan_fast.scheduler.lifecycle import PUBLIC, TaskState
+from titan_fast.scheduler.lifecycle import PUBLIC, TaskState, public_counts
 from titan_fast.scheduler.state import DONE, Run, State
-
-PUBLIC_STATES = ("PENDING", "RUNNING", "COMPLETED", "FAILED", "SKIPPED", "CANCELLED", "DEAD")
 
 
 class RunView(msgspec.Struct, frozen=True):
@@ -49,13 +47,6 @@ class WorkerView(msgspec.Struct, frozen=True):
     running: int
     queued: int
     permanent: bool
-
-
-def public_counts(counts: list[int]) -> dict[str, int]:
-    result = dict.fromkeys(PUBLIC_STATES, 0)
-    for value, n in enumerate(counts):
-        result[PUBLIC[TaskState(value)]] += n
-    return result
 
 
 def view_run(run: Run) -> RunView:

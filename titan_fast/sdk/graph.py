@@ -9,8 +9,9 @@ from typing import Literal
 import msgspec
 
 from titan_fast.errors import InvalidGraph
-from titan_fast.model.expand import Matrix
+from titan_fast.model.expand import Matrix, replace_references
 from titan_fast.model.names import check_graph_name, check_name, closest, normal_capabilities
+from titan_fast.model.results import references, result_of
 from titan_fast.model.spec import DEFAULT_GRACE, Affinity, GraphSpec, Retry, TaskSpec, Work
 from titan_fast.model.units import parse_duration
 
@@ -82,6 +83,9 @@ class Graph:
             affinity: True for the worker of the parent that finished last; a text gathers tasks of that key.
             matrix: makes an array with a member for every combination; ``${matrix.x}`` stands for its values.
 
+        In run=, args= and env=, ``${tasks.x.result}`` stands for what the task x wrote to TITAN_RESULT; x must be
+        needed, directly or over others.
+
         Raises:
             InvalidGraph: names the task and what is wrong with it.
         """
@@ -92,6 +96,7 @@ class Graph:
         members = _matrix(name, matrix)
         work = self._work(name, run, file, args, python, env, timeout, grace)
         _check_references(name, work, members)
+        self._check_results(name, work, parents)
         spec = TaskSpec(
             name=name,
             work=work,
@@ -122,6 +127,34 @@ class Graph:
             hint = f" (did you mean '{known}'?)" if known else ""
             raise InvalidGraph(f"task '{name}' needs '{parent}', which is not in this graph yet{hint}")
         return parent
+
+    def _check_results(self, name: str, work: Work, parents: tuple[str, ...]) -> None:
+        """``${tasks.x.result}`` is there when x is a named task that is needed, directly or over others."""
+        for wanted in references(work):
+            task = self.tasks.get(wanted)
+            if task is None:
+                known = closest(wanted, self.tasks)
+                what = "is not in this graph yet" + (f" (did you mean '{known}'?)" if known else "")
+            elif task.spec.array:
+                what = "is an array: its members have results, it has none"
+            elif not self._is_needed(wanted, parents):
+                what = "it does not need (add it to needs=)"
+            else:
+                continue
+            raise InvalidGraph(f"task '{name}' uses the result of '{wanted}', which {what}")
+
+    def _is_needed(self, wanted: str, parents: tuple[str, ...]) -> bool:
+        if wanted in parents:
+            return True
+        seen, ahead = set(parents), list(parents)
+        while ahead:
+            for parent in self.tasks[ahead.pop()].spec.needs:
+                if parent == wanted:
+                    return True
+                if parent not in seen:
+                    seen.add(parent)
+                    ahead.append(parent)
+        return False
 
     def _work(
         self,
@@ -217,14 +250,21 @@ def _text(value: object) -> str:
 
 
 def _check_references(name: str, work: Work, matrix: Matrix | None) -> None:
-    """Every ``${matrix.x}`` must name a list of the matrix, or the worker would find out."""
-    known = matrix or Matrix({})
+    """What the worker would find out: a ``${matrix.x}`` without a list, a ``${tasks.…}`` that names no result."""
+    known = {} if matrix is None else matrix.values
+
+    def check(kind: str, what: str) -> str:
+        if kind == "matrix" and what not in known:
+            raise ValueError(f"${{matrix.{what}}} is not there; there is {', '.join(known) or 'no matrix'}")
+        if kind == "tasks" and result_of(what) is None:
+            raise ValueError(f"${{tasks.{what}}} is not known (write ${{tasks.NAME.result}})")
+        return ""
+
     for text in (*work.argv, work.shell, *work.args, *work.env.values()):
         try:
-            known.count_texts(text)
-        except KeyError as error:
-            there = ", ".join(known.values) or "no matrix"
-            raise InvalidGraph(f"task '{name}': ${{matrix.{error.args[0]}}} is not there; there is {there}") from None
+            replace_references(text, check)
+        except ValueError as error:
+            raise InvalidGraph(f"task '{name}': {error}") from None
 
 
 def _capabilities(name: str, requires: Iterable[str]) -> tuple[str, ...]:

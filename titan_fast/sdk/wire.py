@@ -1,6 +1,7 @@
-"""A blocking connection to a master: requests in, answers out, from any number of threads.
+"""One blocking connection to a master: requests in, answers out, from any number of threads.
 
-Whichever thread waits for an answer reads for all of them; the others sleep until theirs is there.
+Whichever thread waits for an answer reads for all of them; the others sleep until theirs is there. What happens when
+the connection breaks is `line`'s to decide.
 """
 
 from __future__ import annotations
@@ -10,16 +11,15 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 
-from titan_fast.errors import ConnectionLost, NoMaster, NoToken, TitanError, WaitTimedOut
+from titan_fast.errors import BadProof, ConnectionLost, NoMaster, Refused, TitanError, WaitTimedOut
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Connection, Incoming, send
 from titan_fast.protocol.messages import Message
 from titan_fast.protocol.opcodes import Role
 from titan_fast.protocol.opening import REQUEST, Opening, error_from
-
-RETRY_INTERVAL = 0.1
 
 
 class Wire:
@@ -41,51 +41,44 @@ class Wire:
     def connect(
         cls, addresses: list[tuple[str, int]], role: str, find_token: Callable[[], str], timeout: float
     ) -> Wire:
-        """Try the addresses in turn until one answers or ``timeout`` seconds are over.
+        """The first of the addresses that lets us in; each is tried once, for at most ``timeout`` seconds.
 
         The token is looked for when somebody listens: a master that is just starting writes its token file last.
 
         Raises:
-            NoMaster: nobody answered. NoToken: somebody did, but we have no token. BadProof, Refused: it said no.
+            NoMaster: nobody answered. NoToken: somebody did, but we have no token. BadProof: it is not the right one.
+            Refused: nobody lets us in now.
         """
-        deadline = time.monotonic() + timeout
-        last = "no attempt was made"
-        no_token: NoToken | None = None
-        while True:
-            for host, port in addresses:
-                left = max(0.5, deadline - time.monotonic())
-                try:
-                    link = socket.create_connection((host, port), timeout=min(left, 5.0))
-                except OSError as error:
-                    last = f"{host}:{port}: {error.strerror or error}"
-                    continue
-                link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                wire = cls(link, role)
-                try:
-                    wire._prove(find_token())
-                    return wire
-                except NoToken as error:
-                    no_token = error
-                    wire.close()
-                except (ConnectionLost, OSError) as error:
-                    last = f"{host}:{port}: {error}"
-                    wire.close()
-                except TitanError:
-                    wire.close()
+        reason = ""
+        refusal: Refused | None = None
+        for host, port in addresses:
+            try:
+                link = socket.create_connection((host, port), timeout)
+            except OSError as error:
+                reason = f"{host}:{port}: {error.strerror or error}"
+                continue
+            _keep_alive(link)
+            wire = cls(link, role)
+            try:
+                wire._prove(find_token(), timeout)
+                return wire
+            except (ConnectionLost, OSError) as error:
+                reason = f"{host}:{port}: {error}"
+            except Refused as error:
+                if isinstance(error, BadProof):
                     raise
-            if time.monotonic() + RETRY_INTERVAL > deadline:
-                if no_token is not None:
-                    raise no_token
-                where = ", ".join(f"{host}:{port}" for host, port in addresses)
-                raise NoMaster(
-                    f"no master answers at {where} ({last})",
-                    hint="start one with: titan-fast up, or name another with --master host:port",
-                )
-            time.sleep(RETRY_INTERVAL)
+                refusal = error
+        if refusal is not None:
+            raise refusal
+        where = ", ".join(f"{host}:{port}" for host, port in addresses)
+        raise NoMaster(
+            f"no master answers at {where} ({reason})",
+            hint="start one with: titan-fast up, or name another with --master host:port",
+        )
 
-    def _prove(self, token: str) -> None:
+    def _prove(self, token: str, timeout: float) -> None:
         opening = Opening(self._connection, self._role, token)
-        self._socket.settimeout(5.0)
+        self._socket.settimeout(timeout)
         self._socket.sendall(opening.hello())
         while opening.welcome is None:
             for incoming in self._read():
@@ -95,11 +88,9 @@ class Wire:
         self._socket.settimeout(None)
 
     def _read(self) -> list[Incoming]:
-        """What the next bytes from the master complete. Raises ConnectionLost, TimeoutError."""
+        """What the next bytes from the master complete. Raises ConnectionLost."""
         try:
             data = self._socket.recv(1 << 18)
-        except TimeoutError:
-            raise
         except OSError as error:
             raise ConnectionLost(f"the connection to the master broke ({error.strerror or error})") from None
         if not data:
@@ -112,20 +103,32 @@ class Wire:
     def close(self) -> None:
         self._socket.close()
 
+    def __del__(self) -> None:
+        # A broken wire is let go by whoever still waits on it, and by nobody else: a file descriptor that is closed
+        # under a thread that reads it may be another connection's by the time it looks.
+        self._socket.close()
+
+    @property
+    def is_broken(self) -> bool:
+        return self._broken is not None
+
     # ------------------------------------------------------------ requests
 
     def request(self, message: Message, attachments: tuple[bytes, ...] = ()) -> int:
-        """Send; returns the request's number for `answers`."""
+        """Send; returns the request's number for `answer`."""
         with self._changed:
             if self._broken is not None:
                 raise self._broken
             number = self._next
             self._next += 1
+        frames = send(message, attachments, number)
+        with self._changed:
             self._inboxes[number] = deque()
         try:
             with self._sending:
-                self._socket.sendall(send(message, attachments, number))
+                self._socket.sendall(frames)
         except OSError as error:
+            self.forget(number)
             broken = ConnectionLost(f"the connection to the master broke ({error.strerror or error})")
             with self._changed:
                 self._broken = self._broken or broken
@@ -154,13 +157,11 @@ class Wire:
     def _read_for_all(self, deadline: float | None) -> None:
         said: list[Incoming] = []
         broken: TitanError | None = None
-        timed_out = False
+        has_come = False
         try:
-            if not _is_readable(self._socket, _left(deadline)):
-                raise TimeoutError
-            said = self._read()
-        except TimeoutError:
-            timed_out = True
+            has_come = _is_readable(self._socket, _left(deadline))
+            if has_come:
+                said = self._read()
         except TitanError as error:
             broken = error
         finally:
@@ -174,7 +175,7 @@ class Wire:
                     elif incoming.request == 0 and isinstance(incoming.message, msg.Error):
                         self._broken = error_from(incoming.message)
                 self._changed.notify_all()
-        if timed_out:
+        if not has_come:
             raise WaitTimedOut("no answer in time")
 
     def forget(self, number: int) -> None:
@@ -182,22 +183,34 @@ class Wire:
         with self._changed:
             self._inboxes.pop(number, None)
 
-    def ask(self, message: Message, attachments: tuple[bytes, ...] = (), deadline: float | None = None) -> Incoming:
-        number = self.request(message, attachments)
-        try:
-            return self.answer(number, deadline)
-        finally:
-            self.forget(number)
+    def ask(self, message: Message, attachments: tuple[bytes, ...] = ()) -> Incoming:
+        with closing(self.stream(message, attachments)) as answers:
+            return next(answers)
 
-    def stream(self, message: Message, timeout: float | None = None) -> Iterator[Incoming]:
-        """Every answer to a request, for at most ``timeout`` seconds; the caller stops at the last one."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        number = self.request(message)
+    def stream(
+        self, message: Message, attachments: tuple[bytes, ...] = (), deadline: float | None = None
+    ) -> Generator[Incoming]:
+        """Every answer to a request until ``deadline`` (monotonic seconds); the caller stops at the last one."""
+        number = self.request(message, attachments)
         try:
             while True:
                 yield self.answer(number, deadline)
         finally:
             self.forget(number)
+
+
+def _keep_alive(link: socket.socket) -> None:
+    """Small frames leave at once, and a master whose machine has vanished is noticed within half a minute."""
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        ("TCP_KEEPIDLE", 10),
+        ("TCP_KEEPINTVL", 5),
+        ("TCP_KEEPCNT", 3),
+        ("TCP_USER_TIMEOUT", 25_000),
+    ):
+        if hasattr(socket, option):
+            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def _left(deadline: float | None) -> float | None:

@@ -9,38 +9,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import signal
-import socket
-import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 
-from titan_fast.config import WorkerSettings, capabilities, home
-from titan_fast.errors import ConnectionLost, StateLocked, TitanError
+from titan_fast.config import WorkerSettings, capabilities
+from titan_fast.errors import ConnectionLost, TitanError
 from titan_fast.ids import Ending, TaskId
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming, send, send_hot
 from titan_fast.protocol.opcodes import Op
 from titan_fast.worker.command import build_environment, inherit, resolve_command
 from titan_fast.worker.executors.base import Attempt, Outcome
-from titan_fast.worker.executors.spawn import OUTPUT_NAME, SpawnExecutor
+from titan_fast.worker.executors.spawn import OUTPUT_NAME
 from titan_fast.worker.link import Link
-from titan_fast.worker.output import Shipper
-from titan_fast.worker.projects import Projects
+from titan_fast.worker.machine import Machine, ThisMachine
 from titan_fast.worker.slots import Slots, Start, Stretch
-from titan_fast.worker.workspace import Workspace
 
 log = logging.getLogger("titan_fast.worker")
 
 RESULTS_PER_FRAME = 1000
 RESULT_BYTES_PER_FRAME = 4 << 20
-MAX_UNNAMED = 1000
 RESTART = 75
 """Exit code that asks the keeper for a fresh agent (EX_TEMPFAIL)."""
 
@@ -65,18 +57,28 @@ class Agent:
     """One worker's agent. `run` returns when it has been told to stop and has nothing left."""
 
     def __init__(
-        self, settings: WorkerSettings, addresses: list[tuple[str, int]], find_token: Callable[[], str]
+        self,
+        settings: WorkerSettings,
+        addresses: list[tuple[str, int]],
+        find_token: Callable[[], str],
+        machine: Machine | None = None,
     ) -> None:
+        """It belongs to the event loop that runs now.
+
+        Raises:
+            StateLocked: another agent is using the work directory.
+        """
         self._settings = settings
-        self._workspace, self._name = _open_workspace(settings)
-        self._nonce = secrets.token_hex(8)
+        self._machine = machine or ThisMachine(settings)
+        self._files = self._machine.files
+        self._name = self._machine.name
         self._slots = Slots(settings.slots or os.cpu_count() or 1)
         self._capabilities = capabilities(settings.caps)
-        self._link = Link(addresses, find_token, self)
-        self._executor = SpawnExecutor(self, file_limit=settings.file_limit)
-        self._shipper = Shipper(self._emit, limit=settings.output_limit)
-        self._projects = Projects(self._workspace, self._link.send)
-        self._inherited = inherit(os.environ, settings.environment)
+        self._link = Link(addresses, find_token, self, self._machine.random)
+        self._executor = self._machine.executor(self)
+        self._shipper = self._machine.shipper(self._emit)
+        self._projects = self._machine.copies(self._link.send)
+        self._inherited = inherit(self._machine.environ, settings.environment)
         self._specs: dict[tuple[int, int], msg.Spec] = {}
         self._wrote: dict[int, _Wrote] = {}
         """Attempts whose output may still be on its way."""
@@ -87,7 +89,7 @@ class Agent:
         self._unsent_size = 0
         self._sequence = 0
         self._flushing = False
-        self._preparing: set[int] = set()
+        self._preparing: dict[int, None] = {}
         self._stopping = False
         self._idle = asyncio.Event()
         self._is_foreign = False
@@ -98,8 +100,9 @@ class Agent:
     async def run(self) -> int:
         """Raises TitanError when the worker cannot work: directory in use, wrong token."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal)
+        if self._machine.has_signals:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self.stop)
         link = asyncio.create_task(self._link.run())
         stop = asyncio.create_task(self._idle.wait())
         done, _ = await asyncio.wait({link, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -115,10 +118,10 @@ class Agent:
             await self._executor.close(0.5)
             self._shipper.close()
             self._link.close()
-            self._workspace.close()
+            self._files.close()
         return RESTART if self._is_foreign else 0
 
-    def _on_signal(self) -> None:
+    def stop(self) -> None:
         """First: take nothing new, let what runs finish for a while. Second: end it."""
         if self._stopping:
             self._idle.set()
@@ -139,12 +142,11 @@ class Agent:
 
     async def _leave(self) -> None:
         """Say what is left to say, wait a moment for its acknowledgement, say goodbye."""
-        deadline = time.monotonic() + 2.0
         self._flush()
-        while self._link.is_attached and self._unsent and time.monotonic() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS):
+                await self._settled.wait()
         self._link.send(send(msg.Goodbye(empty=True)))
-        await asyncio.sleep(0.02)
 
     # ------------------------------------------------------------ the link's side
 
@@ -158,7 +160,7 @@ class Agent:
         if self._history != welcome.history:
             self._projects.clear()
             self._specs.clear()
-            self._workspace.adopt_history(welcome.history)
+            self._files.adopt_history(welcome.history)
             self._history = welcome.history
 
     def inventory(self, connection: int) -> msg.Attach:
@@ -166,9 +168,9 @@ class Agent:
         held += [_held(start, 0) for start in self._slots.waiting()]
         held += [item for unsent in self._unsent for item in unsent.held] + self._ended_now
         return msg.Attach(
-            worker=self._workspace.worker_id,
+            worker=self._files.worker_id,
             name=self._name,
-            nonce=self._nonce,
+            nonce=self._machine.nonce,
             connection=connection,
             slots=self._slots.slots,
             capabilities=self._capabilities,
@@ -225,8 +227,7 @@ class Agent:
                 self._projects.answered(incoming)
 
     def pulse(self) -> tuple[int, int, float, int]:
-        load = os.getloadavg()[0]
-        return len(self._slots.running), self._slots.queued, load, psutil.virtual_memory().available
+        return len(self._slots.running), self._slots.queued, *self._machine.pulse()
 
     # ------------------------------------------------------------ assignments
 
@@ -252,7 +253,7 @@ class Agent:
             elif self._projects.is_ready(spec.run):
                 self._start(start, spec)
             else:
-                self._preparing.add(start.fence)
+                self._preparing[start.fence] = None
                 asyncio.get_running_loop().create_task(self._start_when_ready(start, spec))
 
     async def _start_when_ready(self, start: Start, spec: msg.Spec) -> None:
@@ -260,7 +261,7 @@ class Agent:
         problem = await self._projects.prepare(spec.run, spec.project)
         if start.fence not in self._preparing:
             return  # killed meanwhile
-        self._preparing.discard(start.fence)
+        del self._preparing[start.fence]
         if problem:
             self._not_started(start, problem)
         else:
@@ -271,8 +272,8 @@ class Agent:
         task = TaskId(start.run, spec.name, member if spec.array else None)
         try:
             payload = msgspec.json.decode(start.payload, type=dict[str, Any]) if start.payload else None
-            workdir = self._workspace.working_copy(start.run)
-            attempt_dir = self._workspace.attempt_dir(start.fence)
+            workdir = self._files.working_copy(start.run)
+            attempt_dir = self._files.attempt_dir(start.fence)
             work = spec.work
             environment = build_environment(
                 self._inherited,
@@ -285,7 +286,7 @@ class Agent:
                 attempt=start.attempt,
                 fence=start.fence,
                 worker=self._name,
-                worker_id=self._workspace.worker_id,
+                worker_id=self._files.worker_id,
                 attempt_dir=attempt_dir,
             )
             argv = resolve_command(work, payload, workdir)
@@ -298,7 +299,7 @@ class Agent:
 
     def _not_started(self, start: Start, reason: str) -> None:
         self.attempt_ended(
-            Outcome(start.fence, Ending.NOT_STARTED, 0, time.time(), 0.0, 0, reason.encode("utf-8", "replace"))
+            Outcome(start.fence, Ending.NOT_STARTED, 0, self._machine.wall(), 0.0, 0, reason.encode("utf-8", "replace"))
         )
 
     def _recall(self, incoming: Incoming) -> None:
@@ -309,7 +310,7 @@ class Agent:
     def _kill(self, fence: int, grace: float) -> None:
         unstarted = self._slots.withdraw(fence, 1)
         if fence in self._preparing:
-            self._preparing.discard(fence)
+            del self._preparing[fence]
             if (preparing := self._slots.ended(fence)) is not None:
                 unstarted.append(preparing)
         for start in unstarted:
@@ -337,7 +338,7 @@ class Agent:
         self._flush_soon()
 
     def _output_path(self, fence: int) -> str:
-        return os.path.join(self._workspace.attempt_dir(fence, make=False), OUTPUT_NAME)
+        return os.path.join(self._files.attempt_dir(fence, make=False), OUTPUT_NAME)
 
     def attempt_ended(self, outcome: Outcome) -> None:
         start = self._slots.ended(outcome.fence)
@@ -418,7 +419,7 @@ class Agent:
             for item in unsent.held:
                 self._wrote.pop(item.fence, None)
                 self._shipper.forget(item.fence)
-                self._workspace.remove_attempt(item.fence)
+                self._files.remove_attempt(item.fence)
         self._start_next()
 
 
@@ -434,32 +435,6 @@ def _fitting(results: list[tuple[tuple[int, ...], bytes]]) -> int:
 
 def _held(start: Start, stage: int) -> msg.Held:
     return msg.Held(start.run, start.index, start.generation, start.fence, stage, start.attempt)
-
-
-def _open_workspace(settings: WorkerSettings) -> tuple[Workspace, str]:
-    """The work directory, locked, and the worker's name; unnamed workers of one machine are numbered."""
-    if settings.name or settings.work_dir:
-        name = settings.name or _host()
-        workspace = _workspace(settings, Path(settings.work_dir or home() / "work" / name))
-        workspace.open()
-        return workspace, name
-    for number in range(1, MAX_UNNAMED):
-        name = _host() if number == 1 else f"{_host()}-{number}"
-        workspace = _workspace(settings, home() / "work" / name)
-        try:
-            workspace.open()
-            return workspace, name
-        except StateLocked:
-            continue
-    raise StateLocked(f"{MAX_UNNAMED} unnamed workers run on this machine already", hint="name this one with --name")
-
-
-def _workspace(settings: WorkerSettings, root: Path) -> Workspace:
-    return Workspace(root, max_project_bytes=settings.project_limit)
-
-
-def _host() -> str:
-    return socket.gethostname().partition(".")[0] or "worker"
 
 
 async def run_agent(settings: WorkerSettings, addresses: list[tuple[str, int]], find_token: Callable[[], str]) -> int:

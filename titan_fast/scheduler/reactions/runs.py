@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from titan_fast.errors import InvalidGraph, NoSuchRun, NoSuchTask, NothingToDo, Stopping, TitanError
 from titan_fast.ids import TaskId
-from titan_fast.scheduler import placement
+from titan_fast.scheduler import recovery
 from titan_fast.scheduler.commands import Answer, Kill, Refuse
-from titan_fast.scheduler.events import CancelRequested, RetryRequested, RunSubmitted
-from titan_fast.scheduler.facts import CancelAsked, RunAccepted, TasksReopened, TasksSettled
+from titan_fast.scheduler.events import CancelRequested, DropRequested, RetryRequested, RunRecalled, RunSubmitted
+from titan_fast.scheduler.facts import CancelAsked, RunAccepted, TasksDropped, TasksReopened, TasksSettled
 from titan_fast.scheduler.graph import admit
 from titan_fast.scheduler.lifecycle import FINAL, S, move
 from titan_fast.scheduler.reactions import tasks
@@ -19,14 +19,14 @@ def on_run_submitted(state: State, event: RunSubmitted, out: Outbox) -> None:
     try:
         if state.stopping:
             raise Stopping
-        run = admit(state, event.graph, event.payloads)
+        run = admit(state, event.graph, event.payloads, state.next_run, state.wall, state.last_fence())
     except (InvalidGraph, Stopping) as error:
         out.command(Refuse(event.ticket, error))
         return
     state.next_run += 1
     state.runs[run.id] = run
     state.totals[S.BLOCKED] += len(run.state)
-    out.fact(RunAccepted(state.wall, run.id, event.graph, event.payloads, run.floor))
+    out.fact(RunAccepted(state.wall, run.id, event.graph, event.payloads, run.floor, key=event.key))
     out.command(Answer(event.ticket, run.id))
     out.changed(run.id)
     # Roots are judged too: one with `when: failure` and no parent has nothing to wait for.
@@ -68,7 +68,7 @@ def on_cancel_requested(state: State, event: CancelRequested, out: Outbox) -> No
     except TitanError as error:
         out.command(Refuse(event.ticket, error))
         return
-    out.fact(CancelAsked(state.wall, run.id, first, count))
+    out.fact(CancelAsked(state.wall, run.id, first, count, key=event.key))
     if event.task is None:
         run.cancelled = True
     finished: list[int] = []
@@ -91,7 +91,6 @@ def on_cancel_requested(state: State, event: CancelRequested, out: Outbox) -> No
 
 def _cancel_members(state: State, run: Run, spec: int, first: int, count: int, out: Outbox) -> bool:
     """Cancel a stretch within one spec; True when it ended the spec."""
-    options = run.options_of(spec)
     ended = 0
     for task_state, start, length in run.stretches(first, count):
         if task_state in FINAL or task_state is S.CANCELLING:
@@ -99,13 +98,11 @@ def _cancel_members(state: State, run: Run, spec: int, first: int, count: int, o
         if task_state in (S.ASSIGNED, S.RUNNING):
             move(state, run, start, length, S.CANCELLING)
             continue
-        if task_state is S.READY:
-            state.queue.discard(options.cls, run.id, options.priority, start, length)
-        elif task_state is S.DELAYED:
-            tasks.stop_waiting(state, run, spec, start, length)
-        elif task_state is S.PINNED:
-            for index in range(start, start + length):
-                placement.unpinned(state, run, index)
+        if run.held:
+            # A worker that is not back yet may hold it: cancelled when it says so, or when the hold is over.
+            run.cancel_asked.update(range(start, start + length))
+            continue
+        tasks.take_out(state, run, spec, start, length)
         move(state, run, start, length, S.CANCELLED)
         tasks.note(run, start, length, "cancelled")
         out.fact(TasksSettled(state.wall, run.id, start, length, "CANCELLED", "cancelled"))
@@ -137,9 +134,10 @@ def on_retry_requested(state: State, event: RetryRequested, out: Outbox) -> None
         out.command(Refuse(event.ticket, error))
         return
     reopened = _with_descendants(run, chosen)
-    out.fact(TasksReopened(state.wall, run.id, tuple(reopened)))
+    floor = state.last_fence()
+    out.fact(TasksReopened(state.wall, run.id, tuple(reopened), floor, key=event.key))
     run.status, run.finished_at, run.cancelled = "RUNNING" if run.started_at else "PENDING", 0.0, False
-    specs = _reopen(state, run, reopened)
+    specs = reopen(state, run, reopened, floor)
     out.command(Answer(event.ticket, run.id))
     out.changed(run.id)
     finished = [spec for spec in specs if not run.unmet[spec] and not tasks.decide(state, run, spec, out)]
@@ -170,15 +168,17 @@ def _specs_of(run: Run, first: int, count: int) -> list[int]:
     return list(range(run.spec_of(first), run.spec_of(first + count - 1) + 1))
 
 
-def _reopen(state: State, run: Run, stretches: list[tuple[int, int]]) -> list[int]:
+def reopen(state: State, run: Run, stretches: list[tuple[int, int]], floor: int) -> list[int]:
     """Back to BLOCKED in the next generation, counters set again; returns the specs touched, in order."""
     touched: dict[int, None] = {}
     for start, length in stretches:
         move(state, run, start, length, S.BLOCKED)
         for index in range(start, start + length):
             run.generation[index] = run.generation.get(index, 0) + 1
+            run.floors[index] = floor
             for column in (run.failures, run.crashes, run.reasons, run.results):
                 column.pop(index, None)
+            run.dropped.discard(index)
             spec = run.spec_of(index)
             touched[spec] = None
             run.open[spec] += 1
@@ -191,3 +191,30 @@ def _reopen(state: State, run: Run, stretches: list[tuple[int, int]]) -> list[in
     for spec in waiting.union(touched):
         run.unmet[spec] = sum(1 for parent in run.parents_of(spec) if run.open[parent])
     return sorted(touched)
+
+
+def on_drop_requested(state: State, event: DropRequested, out: Outbox) -> None:
+    """Somebody looked at these DEAD tasks: they are listed as such no more."""
+    try:
+        run, first, count = _target(state, event.run, event.task, event.member)
+        dead = [(start, length) for task_state, start, length in run.stretches(first, count) if task_state is S.DEAD]
+        if not dead:
+            raise NothingToDo(f"nothing of {TaskId(event.run, event.task, event.member)} is DEAD")
+    except TitanError as error:
+        out.command(Refuse(event.ticket, error))
+        return
+    out.fact(TasksDropped(state.wall, run.id, tuple(dead), key=event.key))
+    for start, length in dead:
+        run.dropped.update(range(start, start + length))
+    out.command(Answer(event.ticket, run.id))
+
+
+def on_run_recalled(state: State, event: RunRecalled, out: Outbox) -> None:
+    """A finished run comes back into memory, as it was."""
+    number = event.record.accepted.run
+    if number not in state.runs:
+        run = recovery.rebuild(state, event.record)
+        state.runs[number] = run
+        for value, n in enumerate(run.counts):
+            state.totals[value] += n
+        tasks.finished(state, run, out)

@@ -12,8 +12,8 @@ from titan_fast.ids import Ending
 from titan_fast.scheduler import placement
 from titan_fast.scheduler.commands import ForgetRun
 from titan_fast.scheduler.events import AttemptsFinished, AttemptsStarted
-from titan_fast.scheduler.facts import RunEnded, TasksSettled
-from titan_fast.scheduler.lifecycle import PUBLIC, TaskState, move
+from titan_fast.scheduler.facts import AttemptsEnded, AttemptsRunning, RunEnded, TasksSettled
+from titan_fast.scheduler.lifecycle import PUBLIC, TaskState, move, public_counts
 from titan_fast.scheduler.retry import backoff, is_retryable
 from titan_fast.scheduler.sabotage import PARENTS_COUNTED_ONCE
 from titan_fast.scheduler.state import (
@@ -42,6 +42,9 @@ MAX_NOTE = 500
 ENDINGS = tuple(Ending)
 """By value: an index costs a tenth of a call of the enum."""
 
+NOTED_AFTER = 1.0
+"""Seconds an attempt runs before it is written down that it does."""
+
 GIVEN_BACK = {Ending.RECALLED: "recalled", Ending.DROPPED: "recalled", Ending.KILLED: "killed"}
 """Endings that are not the task's own doing, and the reason of that attempt: the task goes on elsewhere."""
 
@@ -52,12 +55,19 @@ OUTCOME_BIT = {S.COMPLETED: OK, S.FAILED: BAD, S.DEAD: BAD, S.CANCELLED: CANCELL
 
 
 def release(state: State, run: Run, spec: int, first: int, count: int) -> None:
-    """Parents are done: wait out the delay, or become ready."""
-    options = run.options_of(spec)
-    if options.delay > 0:
-        wait(state, run, first, count, options.delay)
+    """Parents are done: wait out the delay, or become ready. A run that is held goes on later (`recovery.let_go`)."""
+    if run.held:
+        return
+    delay = run.options_of(spec).delay
+    if delay > 0:
+        wait(state, run, first, count, left(state, run.released_at.get(spec, state.wall) + delay, delay))
     else:
         make_ready(state, run, spec, first, count)
+
+
+def left(state: State, due: float, seconds: float) -> float:
+    """What is left of a wait of so many seconds that is over at ``due`` (wall clock, which may have jumped)."""
+    return min(seconds, max(0.0, due - state.wall))
 
 
 def wait(state: State, run: Run, first: int, count: int, seconds: float) -> None:
@@ -65,6 +75,19 @@ def wait(state: State, run: Run, first: int, count: int, seconds: float) -> None
     move(state, run, first, count, S.DELAYED)
     handle = state.timer(seconds, ("due", run.id, first, count))
     run.due[first] = Due(handle, state.now + seconds, count)
+
+
+def take_out(state: State, run: Run, spec: int, first: int, count: int) -> None:
+    """Tasks of one spec in one state wait no more, whatever they waited for; the caller moves them."""
+    waits = TaskState(run.state[first])
+    if waits is S.READY:
+        options = run.options_of(spec)
+        state.queue.discard(options.cls, run.id, options.priority, first, count)
+    elif waits is S.DELAYED:
+        stop_waiting(state, run, spec, first, count)
+    elif waits is S.PINNED:
+        for index in range(first, first + count):
+            placement.unpinned(state, run, index)
 
 
 def stop_waiting(state: State, run: Run, spec: int, first: int, count: int) -> None:
@@ -142,10 +165,35 @@ def on_attempts_started(state: State, event: AttemptsStarted, out: Outbox) -> No
         lot.marks[member] = STARTED
         lot.started[member] = started
         worker.running += 1
+        if not state.unnoted:
+            state.timer(NOTED_AFTER, ("note_running",))
+        state.unnoted.append((state.now, lot, member))
         run = state.runs[run_id]
         if run.state[index] == S.ASSIGNED:
             move(state, run, index, 1, S.RUNNING)
             out.changed(run_id)
+
+
+def note_running(state: State, out: Outbox) -> None:
+    """What has been running for a moment is written down; most attempts have ended by then."""
+    facts: dict[int, AttemptsRunning] = {}
+    unnoted = state.unnoted
+    while unnoted and unnoted[0][0] + NOTED_AFTER <= state.now:
+        _, lot, member = unnoted.popleft()
+        if lot.marks[member] != STARTED:
+            continue
+        fact = facts.get(lot.run)
+        if fact is None:
+            fact = facts[lot.run] = AttemptsRunning(state.wall, lot.run, [], [], [], [], [], [])
+            out.fact(fact)
+        fact.index.append(lot.first + member)
+        fact.generation.append(lot.generation)
+        fact.attempt.append(lot.attempt)
+        fact.fence.append(lot.fence + member)
+        fact.worker.append(lot.worker)
+        fact.started.append(lot.started.get(member, 0))
+    if unnoted:
+        state.timers.add(unnoted[0][0] + NOTED_AFTER, ("note_running",))
 
 
 def on_attempts_finished(state: State, event: AttemptsFinished, out: Outbox) -> None:
@@ -225,19 +273,23 @@ def _judge(
     spec = lot.spec
     if run.state[index] == S.CANCELLING:
         to, reason = S.CANCELLED, "cancelled"
+        run.cancel_asked.discard(index)
     elif ending is Ending.EXIT and code == 0:
         to, reason = S.COMPLETED, "exit:0"
         placement.measured(state, run, spec, duration / 1e6)
-        if result:
+        if result and spec in run.wanted:
             run.results[index] = result
+        run.best[spec] = max(run.best[spec], fence)
     else:
         reason = _reason(ending, code, result)
         failures = run.failures[index] = run.failures.get(index, 0) + 1
         options = run.options_of(spec)
         if is_retryable(options.retry, failures, ending, code):
             run.reasons[index] = f"backoff after {reason}"
-            _record(state, run, lot, index, fence, "PENDING", reason, code, started, duration, b"", out)
-            wait(state, run, index, 1, backoff(options.retry, failures, state.rng))
+            seconds = backoff(options.retry, failures, state.rng)
+            batch = _record(state, run, lot, index, fence, "PENDING", reason, code, started, duration, b"", out)
+            batch.due[len(batch.index) - 1] = (state.wall + seconds, seconds)
+            wait(state, run, index, 1, seconds)
             return
         to = S.FAILED
     if reason != "exit:0":
@@ -275,9 +327,11 @@ def _record(
     duration: int,
     result: bytes,
     out: Outbox,
-) -> None:
+) -> AttemptsEnded:
     if public != "COMPLETED" or lot.attempt > 1:
         run.attempts[index] = lot.attempt
+    if public == "PENDING":
+        run.floors[index] = max(fence, run.floor_of(index))
     batch = out.ended(state.wall, run.id)
     batch.index.append(index)
     batch.generation.append(lot.generation)
@@ -290,6 +344,7 @@ def _record(
     batch.started.append(started)
     batch.duration.append(duration)
     batch.result.append(result)
+    return batch
 
 
 def attempt_lost(state: State, worker: Worker, run: Run, lot: Lot, member: int, crashed: bool, out: Outbox) -> None:
@@ -317,6 +372,15 @@ def attempt_lost(state: State, worker: Worker, run: Run, lot: Lot, member: int, 
     come_back(state, run, lot.spec, index)
 
 
+def replaced(state: State, worker: Worker, run: Run, lot: Lot, member: int, out: Outbox) -> None:
+    """A later attempt of this task is kept elsewhere; the caller moves the task there."""
+    index = lot.first + member
+    _record(
+        state, run, lot, index, lot.fence + member, "PENDING", "replaced", 0, lot.started.get(member, 0), 0, b"", out
+    )
+    close(state, worker, run, lot, member)
+
+
 # ---------------------------------------------------------------- what an end means
 
 
@@ -330,6 +394,7 @@ def member_is_final(state: State, run: Run, spec: int, to: TaskState, count: int
 
 def settle(state: State, run: Run, finished: list[int], out: Outbox) -> None:
     """Specs with no open member left: count them off their children, and so on down; then look at the run."""
+    state.parents_ended |= bool(finished)
     sabotaged = PARENTS_COUNTED_ONCE in state.tuning.sabotage
     for spec in finished:  # grows while we walk it
         for child in run.children_of(spec):
@@ -421,17 +486,27 @@ def end_run(state: State, run: Run, out: Outbox) -> None:
         run.status = "COMPLETED"
     run.finished_at = state.wall
     state.queue.forget_run(run.id)
-    out.fact(RunEnded(state.wall, run.id, run.status, run_reason(run)))
+    out.fact(RunEnded(state.wall, run.id, run.status, run_reason(run), run.started_at, public_counts(counts)))
     out.changed(run.id)
-    state.timer(state.tuning.keep_copies, ("copies", run.id, run.finished_at))
+    finished(state, run, out)
+    if run.visited:
+        state.copies[run.id] = tuple(sorted(run.visited))
+        state.timer(state.tuning.keep_copies, ("copies", run.id, run.finished_at))
+
+
+def finished(state: State, run: Run, out: Outbox) -> None:
+    """From now on it may leave memory (`Scheduler.forget_finished`)."""
+    state.finished.append((run.id, out.here(), run.finished_at))
 
 
 def copies_are_due(state: State, out: Outbox, run_id: int, finished_at: float) -> None:
     """A run ended long ago and nobody retried it: its working copies may go."""
     run = state.runs.get(run_id)
-    if run is not None and run.is_final and run.finished_at == finished_at:
-        out.command(ForgetRun(run.id, tuple(sorted(run.visited))))
-        run.visited.clear()
+    if run is not None and (not run.is_final or run.finished_at != finished_at):
+        return  # retried; it ends again, or has
+    workers = state.copies.pop(run_id, ())
+    if workers:
+        out.command(ForgetRun(run_id, workers))
 
 
 def run_reason(run: Run) -> str:

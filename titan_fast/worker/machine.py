@@ -1,0 +1,147 @@
+"""What an agent touches of the world: files, processes, clocks, chance. The only place where it is chosen.
+
+`ThisMachine` is the real one. A simulation gives its `Agent` another, which keeps files and processes in memory;
+timers and connections come from the running event loop in both. Knows nothing of attempts or of the master.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from titan_fast.config import WorkerSettings, home
+from titan_fast.errors import StateLocked
+from titan_fast.protocol.connection import Incoming
+from titan_fast.worker.executors.base import Executor, Observer
+from titan_fast.worker.executors.spawn import SpawnExecutor
+from titan_fast.worker.output import Emit, Shipper
+from titan_fast.worker.projects import Projects
+from titan_fast.worker.workspace import Workspace
+
+MAX_UNNAMED = 1000
+
+
+class Files(Protocol):
+    """The worker's directory, opened (`workspace.Workspace`)."""
+
+    worker_id: str
+
+    def adopt_history(self, name: str) -> None: ...
+    def working_copy(self, run: int) -> str: ...
+    def attempt_dir(self, fence: int, make: bool = True) -> str: ...
+    def remove_attempt(self, fence: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class Copies(Protocol):
+    """Who makes the working copies of runs (`projects.Projects`)."""
+
+    def is_ready(self, run: int) -> bool: ...
+    async def prepare(self, run: int, project: str) -> str: ...
+    def answered(self, incoming: Incoming) -> None: ...
+    def ask_again(self) -> None: ...
+    def forget(self, run: int) -> None: ...
+    def clear(self) -> None: ...
+
+
+class Shipping(Protocol):
+    """Who sends what attempts write (`output.Shipper`)."""
+
+    def add(self, fence: int, path: str, sent: int = 0) -> None: ...
+    def finish(self, fence: int, total: int) -> None: ...
+    def forget(self, fence: int) -> None: ...
+    def rewind(self, fence: int, offset: int) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Machine(Protocol):
+    """Where one agent lives. Made for it, and gone with it."""
+
+    name: str
+    """The worker's name."""
+    nonce: str
+    """Random for every start of an agent."""
+    random: random.Random
+    environ: Mapping[str, str]
+    has_signals: bool
+    """SIGINT and SIGTERM ask the agent to stop; without them `Agent.stop` does."""
+    files: Files
+
+    def executor(self, observer: Observer) -> Executor: ...
+    def shipper(self, emit: Emit) -> Shipping: ...
+    def copies(self, send: Callable[[bytes], None]) -> Copies: ...
+
+    def wall(self) -> float:
+        """Seconds since 1970, UTC."""
+
+    def pulse(self) -> tuple[float, int]:
+        """(load, available bytes of memory)."""
+
+
+class ThisMachine:
+    """The machine this process runs on (the contract is `Machine`)."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        """Takes the work directory into use.
+
+        Raises:
+            StateLocked: another agent is using it.
+        """
+        self._settings = settings
+        self._workspace, self.name = _open_workspace(settings)
+        self.files: Files = self._workspace
+        self.nonce = secrets.token_hex(8)
+        self.random: random.Random = random.SystemRandom()
+        self.environ: Mapping[str, str] = os.environ
+        self.has_signals = True
+
+    def executor(self, observer: Observer) -> Executor:
+        return SpawnExecutor(observer, file_limit=self._settings.file_limit)
+
+    def shipper(self, emit: Emit) -> Shipping:
+        return Shipper(emit, limit=self._settings.output_limit)
+
+    def copies(self, send: Callable[[bytes], None]) -> Copies:
+        return Projects(self._workspace, send)
+
+    def wall(self) -> float:
+        return time.time()
+
+    def pulse(self) -> tuple[float, int]:
+        return os.getloadavg()[0], psutil.virtual_memory().available
+
+
+def _open_workspace(settings: WorkerSettings) -> tuple[Workspace, str]:
+    """The work directory, locked, and the worker's name; unnamed workers of one machine are numbered."""
+    if settings.name or settings.work_dir:
+        name = settings.name or _host()
+        workspace = _workspace(settings, Path(settings.work_dir or home() / "work" / name))
+        workspace.open()
+        return workspace, name
+    for number in range(1, MAX_UNNAMED):
+        name = _host() if number == 1 else f"{_host()}-{number}"
+        workspace = _workspace(settings, home() / "work" / name)
+        try:
+            workspace.open()
+            return workspace, name
+        except StateLocked:
+            continue
+    raise StateLocked(f"{MAX_UNNAMED} unnamed workers run on this machine already", hint="name this one with --name")
+
+
+def _workspace(settings: WorkerSettings, root: Path) -> Workspace:
+    return Workspace(root, max_project_bytes=settings.project_limit)
+
+
+def _host() -> str:
+    return socket.gethostname().partition(".")[0] or "worker"
