@@ -69,6 +69,10 @@ def make_fence(epoch: int, sequence: int) -> int:
     return epoch << FENCE_SEQUENCE_BITS | sequence
 
 
+def epoch_of(fence: int) -> int:
+    return fence >> FENCE_SEQUENCE_BITS
+
+
 def format_fence(fence: int) -> str:
     """``epoch.sequence``: JSON readers lose bits of a u64."""
     return f"{fence >> FENCE_SEQUENCE_BITS}.{fence & ((1 << FENCE_SEQUENCE_BITS) - 1)}"

@@ -24,7 +24,7 @@ class FakeTransport:
 
 @pytest.fixture
 def session():
-    pump = SimpleNamespace(position=0, durable=0, touched=set())
+    pump = SimpleNamespace(position=0, durable=0, touched={})
     master = SimpleNamespace(settings=Settings(), pump=pump)
     session = Session(master)
     session._transport = FakeTransport()

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from titan_fast.errors import BadMessage, DiskFull, NoSuchBlob, TooLarge
+from titan_fast.model.units import format_size
 
 PIECE = 4 << 20
 """Bytes of a file in one frame."""
@@ -34,7 +35,7 @@ def is_digest(text: str) -> bool:
 
 
 class _Upload:
-    """A file that is being brought. ``at`` and ``written`` belong to the loop, the rest to the thread."""
+    """A file that is being brought."""
 
     def __init__(self, part: Path, digest: str, size: int) -> None:
         self.part = part
@@ -43,9 +44,11 @@ class _Upload:
         self.at = 0
         """Bytes that were taken."""
         self.written: Future[int] | None = None
-        """The last piece."""
+        """The newest piece."""
+        # From here on the thread's, and `is_broken` its word to the loop.
         self.file: BinaryIO | None = None
         self.hash = hashlib.sha256()
+        self.is_broken = False
 
 
 class BlobStore:
@@ -75,21 +78,27 @@ class BlobStore:
 
     def size(self, digest: str) -> int:
         """Bytes; -1 when it is not held. Who asks is about to name it: it will not be swept meanwhile."""
-        path = self.path(digest)
         try:
-            with self._moving:
-                os.utime(path)
-            return path.stat().st_size
+            return self._touch(digest)
         except FileNotFoundError:
             return -1
 
     def get(self, digest: str, offset: int) -> tuple[bytes, int]:
-        """(piece, size of the whole file). Raises NoSuchBlob."""
-        size = self.size(digest)
-        if size < 0:
-            raise NoSuchBlob(digest)
-        with self.path(digest).open("rb", buffering=0) as file:
-            return os.pread(file.fileno(), PIECE, offset), size
+        """(piece, size of the whole file); no bytes when that is the end. Raises NoSuchBlob."""
+        try:
+            size = self._touch(digest)
+            if offset >= size:
+                return b"", size
+            with self.path(digest).open("rb", buffering=0) as file:
+                return os.pread(file.fileno(), PIECE, offset), size
+        except FileNotFoundError:
+            raise NoSuchBlob(digest) from None
+
+    def _touch(self, digest: str) -> int:
+        path = self.path(digest)
+        with self._moving:
+            os.utime(path)
+        return path.stat().st_size
 
     # ------------------------------------------------------------ bringing
 
@@ -116,7 +125,7 @@ class BlobStore:
         if offset == 0:
             self._begin(owner, digest, size)
         upload = self._open.get((owner, digest))
-        if upload is None or (upload.written is not None and not _is_good(upload.written)):
+        if upload is None or upload.is_broken or (upload.written is not None and not upload.written.done()):
             raise BadMessage("a piece without a beginning, or before the answer to the one before it", field="offset")
         if offset != upload.at or upload.at + len(data) > size or size != upload.size or (not data and size):
             self.drop(owner, digest)
@@ -129,9 +138,10 @@ class BlobStore:
 
     def _begin(self, owner: object, digest: str, size: int) -> None:
         self.drop(owner, digest)
+        self._open = {key: upload for key, upload in self._open.items() if not upload.is_broken}
         if sum(1 for known, _ in self._open if known is owner) >= MAX_UNFINISHED:
             raise TooLarge(f"more than {MAX_UNFINISHED} unfinished files on one connection")
-        # A number of its own: the same file may still be on its way to its place.
+        # A number of its own: others may bring the same file.
         part = self._folder / f"{digest}.{next(self._parts)}.part"
         self._open[owner, digest] = _Upload(part, digest, size)
 
@@ -146,7 +156,7 @@ class BlobStore:
                 upload.file = upload.part.open("xb", buffering=0)
             upload.hash.update(data)
             while data:
-                data = data[upload.file.write(data) or 0 :]
+                data = data[os.write(upload.file.fileno(), data) :]
             if not is_last:
                 return -1
             found = upload.hash.hexdigest()
@@ -156,12 +166,13 @@ class BlobStore:
             upload.file.close()
             self._move_in(upload.part, upload.digest)
             return upload.size
-        except BaseException as error:
+        except (OSError, BadMessage) as error:
+            upload.is_broken = True
             _discard(upload)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFull(
-                    f"no room in {self._folder} for a file of {upload.size} bytes",
-                    hint="make room on that disk of the master, then send it again",
+                    f"no room in {self._folder} for a file of {format_size(upload.size)}",
+                    hint="free some space on that disk of the master, then send it again",
                 ) from None
             raise
 
@@ -203,16 +214,15 @@ class BlobStore:
 
     def _move_out(self, path: Path, before: float) -> bool:
         part = self._folder / f"{path.name}.{next(self._parts)}.part"
-        with self._moving:
-            if path.stat().st_mtime >= before:
-                return False
-            path.rename(part)
+        try:
+            with self._moving:
+                if path.stat().st_mtime >= before:
+                    return False
+                path.rename(part)
+        except FileNotFoundError:
+            return False
         part.unlink()  # a large file takes a while, and nobody may wait for it
         return True
-
-
-def _is_good(written: Future[int]) -> bool:
-    return written.done() and written.exception() is None
 
 
 def _discard(upload: _Upload) -> None:

@@ -10,12 +10,14 @@ import msgspec
 
 from titan_fast.errors import InternalError, TitanError
 from titan_fast.master.session import Session
+from titan_fast.model.results import references
 from titan_fast.model.spec import Work
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import send, send_hot
 from titan_fast.protocol.opcodes import Op
 from titan_fast.scheduler import commands as cmd
 from titan_fast.scheduler.facts import Fact, RunAccepted
+from titan_fast.scheduler.state import Run
 
 if TYPE_CHECKING:
     from titan_fast.master.server import Master
@@ -42,13 +44,13 @@ class _Batch:
 class Effects:
     def __init__(self, master: Master) -> None:
         self._master = master
-        self._acknowledge: set[Session] = set()
+        self._acknowledge: dict[Session, None] = {}
         self._accepted: dict[int, int] = {}
         """Runs whose admission is not durable yet, and the position of that fact."""
 
     def acknowledge(self, session: Session) -> None:
         """This session's results are in this turn's facts."""
-        self._acknowledge.add(session)
+        self._acknowledge[session] = None
 
     def assign(self, commands: Iterable[cmd.Command], facts: Iterable[Fact]) -> None:
         """The turn's assignments: one frame per worker, specs first where the worker has not seen them.
@@ -70,7 +72,7 @@ class Effects:
                 continue  # its inventory will not name them, so they go elsewhere
             after = self._accepted.get(command.run, 0)
             try:
-                if (command.run, command.spec) not in session.known_specs:
+                if (command.run, command.spec, command.generation) not in session.known_specs:
                     self._send_spec(session, command, after)
                 self._add_lot(batches.setdefault((command.worker, after), _Batch()), session, command, after)
             except Exception:
@@ -104,7 +106,8 @@ class Effects:
     def _send_spec(self, session: Session, command: cmd.Assign, after: int) -> None:
         run = self._master.scheduler.state.runs[command.run]
         spec = command.spec
-        session.known_specs.add((run.id, spec))
+        session.known_specs.add((run.id, spec, command.generation))
+        work = _decode_work(run.works[spec])
         frame = send(
             msg.Spec(
                 run.id,
@@ -112,12 +115,22 @@ class Effects:
                 run.names[spec],
                 run.first[spec],
                 spec in run.arrays,
-                _decode_work(run.works[spec]),
+                work,
                 run.env,
                 run.project,
+                self._results(run, work),
             )
         )
         self._send(session, frame, after)
+
+    def _results(self, run: Run, work: Work) -> dict[str, str]:
+        """What the tasks wrote whose results stand in this one's texts."""
+        results = {}
+        for name in references(work):
+            spec = run.find(name)
+            if spec is not None and run.count[spec] == 1:
+                results[name] = self._master.queries.result(run, run.first[spec]).decode("utf-8", "replace").strip()
+        return results
 
     def _send_lots(self, session: Session, batch: _Batch, after: int) -> None:
         frame = send_hot(Op.ASSIGN, 0, list(zip(*batch.rows, strict=True)), b"".join(batch.tail))
@@ -152,7 +165,8 @@ class Effects:
 
     def _answer(self, command: cmd.Answer) -> None:
         ticket = self._master.intake.tickets.pop(command.ticket)
-        ticket.session.reply(msg.Accepted(command.number), ticket.request)
+        done = msg.KvDone(command.number) if ticket.op is Op.KV_SET else msg.Accepted(command.number)
+        ticket.session.reply(done, ticket.request)
         if ticket.watch:
             try:
                 self._master.watchers.watch(ticket.session, ticket.request, msg.Watch(command.number))
@@ -166,8 +180,12 @@ class Effects:
         ticket.session.refuse_request(command.error, ticket.request)
 
     def _verdict(self, command: cmd.Verdict) -> None:
-        ticket = self._master.intake.tickets.pop(command.ticket)
-        ticket.session.attach(msg.VerdictMessage(command.keep, command.kill), ticket.request)
+        verdict = msg.VerdictMessage(command.keep, command.kill, command.wait)
+        if command.ticket:
+            ticket = self._master.intake.tickets.pop(command.ticket)
+            ticket.session.attach(verdict, ticket.request)
+        elif (session := self._master.worker_sessions.get(command.worker)) is not None:
+            session.send_when_durable(send(verdict))
 
     def _recall(self, command: cmd.Recall) -> None:
         session = self._master.worker_sessions.get(command.worker)

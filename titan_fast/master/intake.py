@@ -4,19 +4,30 @@ facts are known (`answer_questions`), so that an answer never shows what is not 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from titan_fast.errors import BadMessage, BadRecords, InternalError, NothingToDo, TitanError, UnexpectedMessage
-from titan_fast.ids import Ending
+from titan_fast.errors import (
+    BadMessage,
+    BadRecords,
+    InternalError,
+    NoSuchBlob,
+    NothingToDo,
+    TitanError,
+    TooLarge,
+    UnexpectedMessage,
+)
+from titan_fast.ids import Ending, epoch_of
 from titan_fast.master.session import Session
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming, send_hot
 from titan_fast.protocol.opcodes import Op
 from titan_fast.scheduler import events as ev
+from titan_fast.scheduler.facts import NO_KEY, Key
 
 if TYPE_CHECKING:
     from titan_fast.master.server import Master
@@ -43,7 +54,12 @@ class Intake:
             Op.SUBMIT: self._submit,
             Op.CANCEL: self._cancel,
             Op.RETRY: self._retry,
+            Op.DROP: self._drop,
+            Op.KV_SET: self._kv_set,
+            Op.ARTIFACT_PUBLISH: self._artifact_publish,
             Op.BLOB_PUT: self._blob_put,
+            Op.PRUNE: self._prune,
+            Op.BACKUP: self._backup,
             Op.ATTACH: self._attach,
             Op.STARTED: self._started,
             Op.RESULT: self._result,
@@ -104,32 +120,121 @@ class Intake:
 
     # ------------------------------------------------------------ clients
 
+    def _repeated(self, session: Session, incoming: Incoming, once: msg.Once | None) -> int | None:
+        """A request that was carried out when it came first is answered as then; its number. None: carry it out."""
+        if once is None or not once.repeat:
+            return None
+        number = self._master.history.reply(Key(once.client, once.counter))
+        if number is not None:
+            done = msg.KvDone(number) if incoming.op is Op.KV_SET else msg.Accepted(number)
+            session.reply(done, incoming.request)
+        return number
+
     def _submit(self, session: Session, incoming: Incoming, message: msg.Submit) -> None:
+        number = self._repeated(session, incoming, message.once)
+        if number is not None:
+            if message.watch:
+                self._master.watchers.watch(session, incoming.request, msg.Watch(number))
+            return
+        self._master.check_space()
         project = message.graph.project
         if project and self._master.blobs.size(project) < 0:
             raise BadMessage(
                 f"the project archive {project[:12]}… is not here", hint="upload it first", field="graph.project"
             )
         ticket = self._ticket(session, incoming, message.watch)
-        self._handle(ev.RunSubmitted(ticket, message.graph, incoming.attachments))
+        self._handle(ev.RunSubmitted(ticket, message.graph, incoming.attachments, _key(message.once)))
 
     def _cancel(self, session: Session, incoming: Incoming, message: msg.Cancel) -> None:
-        run = self._master.queries.run_number(message.run)
+        if self._repeated(session, incoming, message.once) is not None:
+            return
+        run = self._in_memory(message.run)
         ticket = self._ticket(session, incoming)
-        self._handle(ev.CancelRequested(ticket, run, message.task or None, _member(message.member)))
+        target = run, message.task or None, _member(message.member)
+        self._handle(ev.CancelRequested(ticket, *target, key=_key(message.once)))
 
     def _retry(self, session: Session, incoming: Incoming, message: msg.Retry) -> None:
-        run = self._master.queries.run_number(message.run)
+        if self._repeated(session, incoming, message.once) is not None:
+            return
+        run = self._in_memory(message.run)
         known = self._master.scheduler.state.runs.get(run)
         if known is not None and known.project and self._master.blobs.size(known.project) < 0:
             raise NothingToDo(f"the project of run {run} is not kept any more", hint="submit it again")
         ticket = self._ticket(session, incoming)
-        self._handle(ev.RetryRequested(ticket, run, message.task or None, _member(message.member)))
+        target = run, message.task or None, _member(message.member)
+        self._handle(ev.RetryRequested(ticket, *target, key=_key(message.once)))
+
+    def _drop(self, session: Session, incoming: Incoming, message: msg.Drop) -> None:
+        if self._repeated(session, incoming, message.once) is not None:
+            return
+        run = self._in_memory(message.run)
+        ticket = self._ticket(session, incoming)
+        target = run, message.task or None, _member(message.member)
+        self._handle(ev.DropRequested(ticket, *target, key=_key(message.once)))
+
+    def _in_memory(self, number: int) -> int:
+        """The number of a run that is about to be changed: a finished one that left memory comes back first."""
+        number = self._master.queries.run_number(number)
+        if number not in self._master.scheduler.state.runs:
+            record = self._master.store.run(number)
+            if record is not None:
+                self._handle(ev.RunRecalled(record))
+                self._master.history.changed(number)
+        return number
+
+    def _kv_set(self, session: Session, incoming: Incoming, message: msg.KvSet) -> None:
+        if self._repeated(session, incoming, message.once) is not None:
+            return
+        value = incoming.attachments[0] if incoming.attachments else None
+        limit = self._master.settings.limits.kv_value
+        if value is not None:
+            self._master.check_space()
+            if len(value) > limit:
+                raise TooLarge(f"a value of {len(value)} bytes, {limit} are allowed", hint="publish it as an artifact")
+        ticket = self._ticket(session, incoming)
+        self._handle(ev.KvSetRequested(ticket, message.name, value, message.expect, message.ttl, _key(message.once)))
+
+    def _artifact_publish(self, session: Session, incoming: Incoming, message: msg.ArtifactPublish) -> None:
+        if self._repeated(session, incoming, message.once) is not None:
+            return
+        size = self._master.blobs.size(message.digest)
+        if size < 0:
+            raise NoSuchBlob(message.digest)
+        ticket = self._ticket(session, incoming)
+        self._handle(ev.ArtifactPublishRequested(ticket, message.name, message.digest, size, _key(message.once)))
 
     def _blob_put(self, session: Session, incoming: Incoming, message: msg.BlobPut) -> None:
+        self._master.check_space(message.size - message.offset)
         data = incoming.attachments[0] if incoming.attachments else b""
-        held = self._master.blobs.put(session, message.digest, message.offset, message.size, data)
-        session.reply(msg.BlobHeld(message.digest, held), incoming.request)
+        written = self._master.blobs.put(session, message.digest, message.offset, message.size, data)
+        loop = asyncio.get_running_loop()
+
+        def answer() -> None:
+            error = written.exception()
+            if error is None:
+                session.reply(msg.BlobHeld(message.digest, written.result()), incoming.request)
+            elif isinstance(error, TitanError):
+                session.refuse_request(error, incoming.request)
+            else:
+                session.refuse_request(InternalError(f"the file could not be kept: {error}"), incoming.request)
+            self._master.pump.wake()
+
+        written.add_done_callback(lambda _: loop.call_soon_threadsafe(answer))
+
+    def _prune(self, session: Session, incoming: Incoming, message: msg.Prune) -> None:
+        self._master.garden.prune(
+            message.keep_runs, message.older_than, lambda runs: session.reply(msg.Pruned(runs), incoming.request)
+        )
+
+    def _backup(self, session: Session, incoming: Incoming, message: msg.Backup) -> None:
+        def answer(found: tuple[str, int] | TitanError) -> None:
+            if isinstance(found, TitanError):
+                session.refuse_request(found, incoming.request)
+            else:
+                session.reply(msg.BackedUp(*found), incoming.request)
+            self._master.pump.wake()
+
+        self._master.garden.backup(answer)
 
     # ------------------------------------------------------------ workers
 
@@ -141,8 +246,18 @@ class Intake:
                 raise BadMessage(f"'{text[:40]}' is not a {what}", field=what)
         self._master.attach(session, message)
         ticket = self._ticket(session, incoming)
+        nonces = self._master.nonces
         inventory = tuple(
-            ev.HeldAttempt(item.run, item.index, item.generation, item.fence, item.stage, item.attempt, item.started)
+            ev.HeldAttempt(
+                item.run,
+                item.index,
+                item.generation,
+                item.fence,
+                item.stage,
+                item.attempt,
+                item.started,
+                message.nonces.get(str(epoch_of(item.fence))) == nonces.get(epoch_of(item.fence), ""),
+            )
             for item in message.inventory
         )
         self._handle(
@@ -194,7 +309,7 @@ class Intake:
             return  # a worker may write to nothing but what it was given
         data = incoming.attachments[0] if incoming.attachments else b""
         try:
-            self._master.logs.append(message.run, message.index, message.fence, message.offset, data)
+            self._master.logs.append(message.run, message.fence, message.offset, data)
         except OSError as error:
             # A full disk: the output has a gap here. It is no reason to send the worker away.
             log.warning("output of run %d is not kept: %s", message.run, error)
@@ -211,6 +326,10 @@ class Intake:
 
 def _our_fault(incoming: Incoming) -> InternalError:
     return InternalError(f"{incoming.op.name} failed inside the master; its log has the details")
+
+
+def _key(once: msg.Once | None) -> Key:
+    return NO_KEY if once is None else Key(once.client, once.counter)
 
 
 def _member(value: int) -> int | None:

@@ -50,6 +50,12 @@ class Liveness:
         self._silent.discard(worker)
         self._connected.add(worker)
 
+    def expect(self, worker: str) -> None:
+        """A worker that was alive when the last master ended: it has the usual time to attach."""
+        row = self._row_of[worker] = self._table.add(self._loop.time())
+        self._worker_of[row] = worker
+        self._table.suspect(row)
+
     def beat(self, worker: str) -> None:
         row = self._row_of.get(worker)
         if row is not None and self._table.beat(row, self._loop.time()):

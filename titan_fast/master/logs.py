@@ -13,8 +13,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import secrets
 import shutil
-import tempfile
 import threading
 from collections.abc import Container, Iterable
 from pathlib import Path
@@ -27,7 +27,6 @@ KNOWN_LIMIT = 4096
 """Attempts whose sizes are kept in memory."""
 
 _OFFSET = 8
-_GONE = "gone-"
 
 
 class _Sizes(msgspec.Struct, gc=False):
@@ -55,7 +54,7 @@ class LogStore:
         self._tail_limit = tail
         self._known: dict[str, _Sizes] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        self._gone = Path(tempfile.mkdtemp(prefix=_GONE, dir=folder))
+        self._gone = f"gone-{secrets.token_hex(4)}-"
         self._removals = itertools.count()
         if fresh:
             self.sweep(())
@@ -177,14 +176,15 @@ class LogStore:
     def sweep(self, known: Container[int]) -> threading.Thread | None:
         """At the start: remove the output of all runs but the ``known`` ones, and what a removal left over when the
         process ended. Returns as `forget_runs`."""
-        names = [name for name in os.listdir(self._folder) if name != self._gone.name]
+        names = [name for name in os.listdir(self._folder) if not name.startswith(self._gone)]
         return self._remove(name for name in names if not (name.isdecimal() and int(name) in known))
 
     def _remove(self, names: Iterable[str]) -> threading.Thread | None:
-        # A name is free again at once, however long it takes to remove what it stood for.
+        # A name is free again at once, however long it takes to remove what it stood for. A new name and not another
+        # folder: on a full disk there may be no room for one.
         moved = []
         for name in names:
-            place = self._gone / f"{name}.{next(self._removals)}"
+            place = self._folder / f"{self._gone}{next(self._removals)}"
             with contextlib.suppress(FileNotFoundError):
                 (self._folder / name).rename(place)
                 moved.append(place)

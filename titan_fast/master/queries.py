@@ -8,16 +8,18 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
 import psutil
 
 from titan_fast import _accel
 from titan_fast._version import __version__
 from titan_fast.errors import BadMessage, NoSuchRun, NoSuchTask
 from titan_fast.ids import TaskId
+from titan_fast.master.history import History
 from titan_fast.master.session import Session
-from titan_fast.master.store.base import AttemptRow
+from titan_fast.master.store.base import AttemptRow, RunHead
 from titan_fast.protocol import messages as msg
-from titan_fast.protocol.connection import Incoming
+from titan_fast.protocol.connection import Incoming, send
 from titan_fast.scheduler.explain import explain_run, explain_task, lot_of
 from titan_fast.scheduler.lifecycle import FINAL, PUBLIC, TaskState, public_counts
 from titan_fast.scheduler.state import Run, State
@@ -29,12 +31,18 @@ if TYPE_CHECKING:
 MAX_PAGE = 10_000
 FAILED_SHOWN = 10
 RUNNING_SHOWN = 8
+PATIENCE = 1.0
+"""Seconds an answer waits for the disk until it leaves without its blessing."""
 
 
 class Queries:
     def __init__(self, master: Master) -> None:
         self._master = master
         self._process = psutil.Process(os.getpid())
+
+    @property
+    def _history(self) -> History:
+        return self._master.history
 
     @property
     def _state(self) -> State:
@@ -44,18 +52,20 @@ class Queries:
         """Raises TitanError for what is not there."""
         message, request = incoming.message, incoming.request
         match message:
+            case msg.KvGet() | msg.KvList() | msg.ArtifactList():
+                self._master.data.answer(session, request, message)
             case msg.Watch():
                 self._master.watchers.watch(session, request, message)
             case msg.Logs():
                 self._master.followers.start(session, request, message)
             case msg.List():
-                session.reply(self._list(message), request)
+                self._reply(session, self._list(message), request)
             case msg.Show():
-                session.reply(self._show(message), request)
+                self._reply(session, self._show(message), request)
             case msg.Explain():
-                session.reply(self._explain(message), request)
+                self._reply(session, self._explain(message), request)
             case msg.Stats():
-                session.reply(self._stats(), request)
+                self._reply(session, self._stats(), request)
             case msg.BlobAsk():
                 session.reply(msg.BlobHeld(message.digest, self._master.blobs.size(message.digest)), request)
             case msg.BlobGet():
@@ -64,18 +74,26 @@ class Queries:
             case _:
                 raise BadMessage(f"{incoming.op.name} is not expected here")
 
+    def _reply(
+        self, session: Session, answer: msg.Listed | msg.Shown | msg.Explained | msg.Stated, request: int
+    ) -> None:
+        """When what it shows is durable; while the store is stuck at once, and it says so."""
+        if self._master.pump.committer.stuck_for() > PATIENCE:
+            session.send(send(msgspec.structs.replace(answer, durable=False), request=request, is_reply=True))
+        else:
+            session.reply(answer, request)
+
     # ------------------------------------------------------------ finding
 
     def run_number(self, number: int) -> int:
         """0 means the newest run. Raises NoSuchRun when there is none."""
-        if number:
-            return number
-        if not self._state.runs:
+        if not number and self._state.next_run == 1:
             raise NoSuchRun("last")
-        return int(max(self._state.runs))
+        return number or self._state.next_run - 1
 
     def run(self, number: int) -> Run:
-        run = self._state.runs.get(self.run_number(number))
+        number = self.run_number(number)
+        run = self._state.runs.get(number) or self._history.run(number)
         if run is None:
             raise NoSuchRun(number)
         return run
@@ -107,7 +125,7 @@ class Queries:
     # ------------------------------------------------------------ attempts
 
     def attempts(self, run: Run, index: int) -> list[AttemptRow]:
-        return self._master.store.attempts(run.id, index)
+        return self._history.attempts(run.id, index)
 
     def fence_of_attempt(self, run: Run, index: int, attempt: int) -> int:
         """The fence of an attempt by its number; 0 is the newest. Fence 0 when there is none yet."""
@@ -132,7 +150,7 @@ class Queries:
         lot = worker.find_lot(fence)
         if lot is not None:
             return lot.run == run and lot.first + fence - lot.fence == index
-        return any(row.fence == fence and row.worker == worker.name for row in self._master.store.attempts(run, index))
+        return any(row.fence == fence and row.worker == worker.name for row in self._history.attempts(run, index))
 
     def is_settled(self, run: Run, index: int) -> bool:
         """Nothing will be added to the output of its last attempt, and no other attempt follows."""
@@ -166,7 +184,7 @@ class Queries:
         if watch.task or len(run.state) == 1:
             states = [state for state, _, _ in run.stretches(first, count)]
             task_state = PUBLIC[max(states, key=lambda state: (state not in FINAL, state != 7, state))]
-            rows = self._master.store.latest(run.id, first, 1) if count == 1 else {}
+            rows = self._history.latest(run.id, first, 1) if count == 1 else {}
             if first in rows:
                 exit_code = _exit_code(rows[first])
         return msg.Update(
@@ -189,7 +207,13 @@ class Queries:
         sinks = [s for s in range(len(run.names)) if run.children_at[s] == run.children_at[s + 1]]
         if len(sinks) != 1 or run.count[sinks[0]] != 1:
             return ""
-        return run.results.get(run.first[sinks[0]], b"").decode("utf-8", "replace").strip()
+        return self.result(run, run.first[sinks[0]]).decode("utf-8", "replace").strip()
+
+    def result(self, run: Run, index: int) -> bytes:
+        """What a task wrote to TITAN_RESULT; empty when it has not succeeded or wrote nothing."""
+        if run.state[index] != TaskState.COMPLETED:
+            return b""
+        return run.results.get(index) or self._history.result(run.id, index)
 
     def _running(self, run: Run) -> tuple[str, ...]:
         names = []
@@ -206,8 +230,8 @@ class Queries:
             if state not in (TaskState.FAILED, TaskState.DEAD):
                 continue
             for index in range(start, start + length):
-                rows = self._master.store.latest(run.id, index, 1)
-                tail = self._master.logs.tail(rows[index].fence) if index in rows else ""
+                rows = self._history.latest(run.id, index, 1)
+                tail = self._master.logs.tail(run.id, rows[index].fence) if index in rows else ""
                 failed.append(msg.FailedTask(run.label(index), PUBLIC[state], run.reason_of(index), tail))
                 if len(failed) == FAILED_SHOWN:
                     return tuple(failed)
@@ -218,23 +242,47 @@ class Queries:
         if asked.what == "workers":
             return msg.Listed(workers=tuple(self._workers()))
         if asked.what == "runs":
-            before = int(asked.cursor) if asked.cursor.isdigit() else 1 << 63
-            runs = self._state.runs
-            found: list[msg.RunRow] = []
-            more = ""
-            for number in sorted(runs, reverse=True):
-                if number >= before or (asked.state and runs[number].status != asked.state):
-                    continue
-                if len(found) == limit:
-                    more = str(found[-1].id)
-                    break
-                found.append(_run_row(runs[number]))
-            return msg.Listed(runs=tuple(found), next=more)
+            before = int(asked.cursor) if asked.cursor else 1 << 63
+            rows, more = self._runs(before, limit, asked.state)
+            return msg.Listed(runs=rows, next=more)
+        if asked.what == "dead":
+            dead, more = self._dead(int(asked.cursor) if asked.cursor else 1 << 63, limit)
+            return msg.Listed(tasks=dead, next=more)
         if asked.what == "tasks":
             run = self.run(asked.run)
-            rows, more = self._tasks(run, 0, len(run.state), asked.cursor, limit, asked.state)
-            return msg.Listed(tasks=rows, next=more)
+            tasks, more = self._tasks(run, 0, len(run.state), asked.cursor, limit, asked.state)
+            return msg.Listed(tasks=tasks, next=more)
         raise BadMessage(f"there is no listing of '{asked.what}'", field="what")
+
+    def _runs(self, before: int, limit: int, state: str) -> tuple[tuple[msg.RunRow, ...], str]:
+        """A page of runs, newest first: those in memory as they are now, the others as they ended."""
+        live = self._state.runs
+        rows = [_run_row(run) for number, run in live.items() if number < before and (not state or run.status == state)]
+        rows += [
+            _head_row(head) for head in self._history.runs(before, limit + 1 + len(live), state) if head.id not in live
+        ]
+        rows.sort(key=lambda row: row.id, reverse=True)
+        return tuple(rows[:limit]), str(rows[limit - 1].id) if len(rows) > limit else ""
+
+    def _dead(self, before: int, limit: int) -> tuple[tuple[msg.TaskRow, ...], str]:
+        """The DEAD tasks nobody dropped, of whole runs, newest first, until the page is full."""
+        live = self._state.runs
+        numbers = {number for number, run in live.items() if number < before and run.counts[TaskState.DEAD]}
+        numbers.update(head.id for head in self._history.runs(before, limit + 1, dead=True))
+        rows: list[msg.TaskRow] = []
+        for number in sorted(numbers, reverse=True):
+            if len(rows) >= limit:
+                return tuple(rows), str(number + 1)
+            run = self.run(number)
+            for value, first, count in run.stretches(0, len(run.state)):
+                if value is TaskState.DEAD:
+                    latest = self._history.latest(run.id, first, count)
+                    rows.extend(
+                        self._task_row(run, view, latest.get(view.index))
+                        for view in view_tasks(self._state, run, first, count)
+                        if view.index not in run.dropped
+                    )
+        return tuple(rows), ""
 
     def _show(self, asked: msg.Show) -> msg.Shown:
         run = self.run(asked.run)
@@ -251,7 +299,7 @@ class Queries:
         rows: list[msg.TaskRow] = []
         while at < end and len(rows) < limit:
             step = min(end - at, limit - len(rows))
-            latest = self._master.store.latest(run.id, at, step)
+            latest = self._history.latest(run.id, at, step)
             for view in view_tasks(self._state, run, at, step):
                 if not state or view.state == state:
                     rows.append(self._task_row(run, view, latest.get(view.index)))
@@ -358,6 +406,19 @@ def _run_row(run: Run) -> msg.RunRow:
         view.started_at,
         view.finished_at,
         view.counts,
+    )
+
+
+def _head_row(head: RunHead) -> msg.RunRow:
+    return msg.RunRow(
+        head.id,
+        head.name,
+        head.state,
+        head.reason,
+        head.submitted_at,
+        head.started_at,
+        head.finished_at,
+        head.counts,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import gc
 import ipaddress
 import logging
 import os
@@ -18,17 +17,23 @@ from pathlib import Path
 from typing import IO
 
 from titan_fast.config import Settings, home, token_path
-from titan_fast.errors import InvalidUsage, PortTaken, Refused, StateLocked
+from titan_fast.errors import DiskFull, InvalidUsage, PortTaken, Refused, StateLocked, StoreFailed
 from titan_fast.master.artifacts import BlobStore
+from titan_fast.master.committer import Committer, InlineCommitter, ThreadCommitter
+from titan_fast.master.data import Data
 from titan_fast.master.effects import Effects
+from titan_fast.master.garden import Garden
+from titan_fast.master.history import History
 from titan_fast.master.intake import Intake
 from titan_fast.master.liveness import Liveness
 from titan_fast.master.logs import LogStore
 from titan_fast.master.pump import Pump
 from titan_fast.master.queries import Queries
 from titan_fast.master.session import Session
+from titan_fast.master.space import Space
 from titan_fast.master.store.base import Store
 from titan_fast.master.store.memory import MemoryStore
+from titan_fast.master.store.sqlite import SqliteStore
 from titan_fast.master.watch import Followers, Watchers
 from titan_fast.model.archive import mark_private
 from titan_fast.protocol import messages as msg
@@ -39,20 +44,38 @@ from titan_fast.scheduler.state import Tuning
 
 log = logging.getLogger("titan_fast.master")
 
-COLLECT_AFTER = 5.0
-"""Seconds without a fact after which garbage is collected."""
+MAX_EPOCHS_AHEAD = 1 << 20
+"""A worker that has seen a later epoch than ours is believed up to here."""
 
 
 class Master:
     """One master. `start` listens, `stop` ends in order; everything in between is the pump's."""
 
-    def __init__(self, settings: Settings, store: Store | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store | None = None,
+        *,
+        committer: Callable[[Store, Callable[[], int], Pump], Committer] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        seed: int | None = None,
+        on_failure: Callable[[Exception], None] | None = None,
+    ) -> None:
+        """Everything after ``store`` is for a simulation, which has its own disk, clocks, chance and end."""
         self.settings = settings
-        self.store = store or MemoryStore()
+        self._given_store = store
+        self._make_committer = committer
+        self._clock, self._wall = clock, wall
+        self._seed = random.SystemRandom().getrandbits(64) if seed is None else seed
+        self._on_failure = on_failure or _end_at_once
         self.state_dir = Path(settings.master.state_dir or home() / "state").absolute()
-        self.started_at = time.time()
+        self.started_at = wall()
         self.cluster = ""
         self.epoch = 0
+        self.nonce = ""
+        self.nonces: dict[int, str] = {}
+        """Epochs of this state, and their nonces: what was assigned under others was not assigned by us."""
         self.host = settings.master.host
         self.port = settings.master.port
         self.tokens: dict[str, str] = {}
@@ -77,7 +100,11 @@ class Master:
         self._lock_state()
         loop = asyncio.get_running_loop()
         self.loop_name = type(loop).__module__.partition(".")[0]
-        self.epoch = self.store.open()
+        self.space = Space(self.state_dir, self.settings.store.free_space)
+        self.space.restore()
+        self.store = self._given_store or self._open_store()
+        opened = self.store.open()
+        self.epoch, self.nonce, self.nonces = opened.epoch, opened.nonce, opened.nonces
         self.cluster = self._cluster_id()
         scheduler = self.settings.scheduler
         tuning = Tuning(
@@ -85,25 +112,82 @@ class Master:
             prefetch=scheduler.prefetch,
             recall_after=scheduler.recall_after,
             keep_copies=scheduler.keep_copies,
+            recovery_grace=scheduler.recovery_grace,
+            kv_bytes=self.settings.limits.kv,
         )
-        self.scheduler = Scheduler(self.epoch, random.SystemRandom().getrandbits(64), tuning)
-        self.pump = Pump(self.scheduler, self.store, self.epoch)
+        self.scheduler = Scheduler(self.epoch, self._seed, tuning)
         limits = self.settings.limits
+        self.pump = Pump(
+            self.scheduler, self._on_failure, self._disk_is_full, limits.uncommitted, self._clock, self._wall
+        )
+        self.pump.committer = self._new_committer()
+        self.history = History(self.store, self.pump.committer, tuning)
+        self.data = Data(self)
         self.blobs = BlobStore(self.state_dir / "blobs", limits.project)
-        self.logs = LogStore(self.state_dir / "logs", self.store.history, limits.log_head, limits.log_tail)
+        is_fresh = self.store.durability == "memory"
+        self.logs = LogStore(self.state_dir / "logs", limits.log_head, limits.log_tail, fresh=is_fresh)
         self.queries = Queries(self)
         self.watchers = Watchers(self)
         self.followers = Followers(self)
         self.intake = self.pump.intake = Intake(self)
         self.effects = self.pump.effects = Effects(self)
         self.liveness = Liveness(self.pump, scheduler, self.worker_lost)
+        self.garden = Garden(self)
+        self._go_on()
         try:
             self._server = await loop.create_server(lambda: Session(self), self.host, self.port, backlog=1024)
         except OSError as error:
             self.liveness.stop()
+            self.garden.close()
+            self.pump.stop()
+            self.pump.committer.close()
+            self.store.close()
             raise PortTaken(self.host, self.port) from error
         self.port = self._server.sockets[0].getsockname()[1]
         self._write_tokens()
+
+    def _open_store(self) -> Store:
+        durability = self.settings.store.durability
+        return MemoryStore() if durability == "memory" else SqliteStore(self.state_dir, durability)
+
+    def _new_committer(self) -> Committer:
+        make = self._make_committer
+        if make is None:
+            make = InlineCommitter if self.store.durability == "memory" else ThreadCommitter
+        return make(self.store, lambda: self.epoch, self.pump)
+
+    def _go_on(self) -> None:
+        """From what the store knows: unfinished runs wait for the workers that were alive."""
+        loaded = self.store.load()
+        self.scheduler.advance(self._clock(), self._wall())
+        self.scheduler.restore(loaded.next_run, loaded.revision, loaded.workers, loaded.keys, loaded.runs)
+        for worker in loaded.workers:
+            self.liveness.expect(worker.worker)
+        self.pump.wake()
+
+    def raise_epoch(self, seen: int) -> None:
+        """A worker has seen a later epoch: this state is an old copy that somebody put back. Whatever was assigned
+        since is not ours, and our fences must be above it."""
+        if seen > self.epoch + MAX_EPOCHS_AHEAD:
+            raise Refused(f"a worker says it has seen epoch {seen}; this master is at {self.epoch}")
+        log.warning("a worker has seen epoch %d, this state is of epoch %d: it is an old copy", seen, self.epoch)
+        self.pump.committer.close()
+        self.pump.became_durable(self.pump.position)
+        opened = self.store.raise_epoch(seen + 1)
+        self.epoch, self.nonce, self.nonces = opened.epoch, opened.nonce, opened.nonces
+        self.scheduler.begin_epoch(self.epoch)
+        self.pump.committer = self._new_committer()
+        self.history = History(self.store, self.pump.committer, self.scheduler.state.tuning)
+        for session in list(self.worker_sessions.values()):
+            session.abort()  # it comes back and learns of the new one
+
+    def check_space(self, upload: int = 0) -> None:
+        """Raises DiskFull."""
+        self.space.check(sum(batch.size for batch in self.pump.committer.pending), upload)
+
+    def _disk_is_full(self, error: DiskFull) -> None:
+        log.error("%s", error)
+        self.space.release()
 
     def _lock_state(self) -> None:
         """One master per state directory. The lock dies with the process and is not inherited by what it starts."""
@@ -148,10 +232,13 @@ class Master:
         while time.monotonic() < deadline and self._in_flight():  # noqa: ASYNC110 - counts change in many places
             await asyncio.sleep(0.05)
         self.liveness.stop()
+        self.garden.close()
         if self._server is not None:
             self._server.close()
+        self.pump.stop()
+        self.pump.committer.close()
         for session in list(self.sessions):
-            session.flush(self.pump.durable)
+            session.flush(self.pump.position)
             session.close()
         await asyncio.sleep(0)
         self.store.close()
@@ -256,26 +343,18 @@ async def run_master(settings: Settings, announce: Callable[[Master], None]) -> 
         loop.add_signal_handler(number, on_signal)
     await master.start()
     announce(master)
-    gardener = asyncio.create_task(_collect_when_idle(master.pump))
+    master.garden.collect_when_idle()
     await stop.wait()
-    gardener.cancel()
     await master.stop(0.0 if hurry else settings.master.drain)
     return 0
 
 
-async def _collect_when_idle(pump: Pump) -> None:
-    """The core's tables hold no cycles, and a collection over a million rows stops the loop for a quarter of a second:
-    so the collector is off, and runs only after a pause without a new fact."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    seen, collected = -1, 0
-    while True:
-        await asyncio.sleep(COLLECT_AFTER)
-        if pump.position == seen and seen - collected > 1000:
-            gc.collect()
-            collected = seen
-        seen = pump.position
+def _end_at_once(error: Exception) -> None:
+    """After a failed commit nothing is known about what is on the disk, and trying again proves nothing (PostgreSQL,
+    2018: a second fsync that succeeds). Whoever waits for an answer repeats his request to the next master."""
+    log.critical("the store failed, this master ends at once: %s", error)
+    logging.shutdown()
+    os._exit(StoreFailed.exit_code)
 
 
 def _is_loopback(host: str) -> bool:

@@ -42,11 +42,14 @@ class Session(asyncio.Protocol):
         """Id of the worker that attached over this session."""
         self.nonce = ""
         self.connection_number = 0
-        self.known_specs: set[tuple[int, int]] = set()
+        self.known_specs: set[tuple[int, int, int]] = set()
+        """(run, spec, generation) of what was described to this worker."""
         self.acknowledge = -1
         """Sequence of the last RESULT frame, to be acknowledged with this turn's facts."""
         self.attaching = False
         """An ATTACH is here and its VERDICT not yet made: nothing overtakes it."""
+        self.attached_at = 0
+        """Position of the verdict: what follows it leaves after it."""
         self.watches = 0
         self.choked = False
         """The peer does not drain what we wrote."""
@@ -94,6 +97,7 @@ class Session(asyncio.Protocol):
         for timer in (self._timer, self._choke_timer):
             if timer is not None:
                 timer.cancel()
+        self._later.clear()
         self.master.session_closed(self)
 
     def pause_writing(self) -> None:
@@ -154,6 +158,8 @@ class Session(asyncio.Protocol):
             return
         if self._timer is not None:
             self._timer.cancel()
+        if hello.epoch > self.master.epoch:
+            self.master.raise_epoch(hello.epoch)
         self.role = Role(hello.token)
         limits = self.master.settings.limits
         self.connection.open(self.role, max_message=limits.max_message, budget=self.master.budget)
@@ -169,6 +175,7 @@ class Session(asyncio.Protocol):
                     self.connection.max_message,
                     self.master.store.history,
                     self.master.settings.scheduler.heartbeat,
+                    self.master.nonce,
                 ),
                 request=request,
                 is_reply=True,
@@ -192,8 +199,13 @@ class Session(asyncio.Protocol):
 
     def send(self, frame: bytes) -> None:
         """Leaves with this turn, whatever is durable: specs, assignments, echoes, refusals."""
-        (self._attached if self.attaching else self._now).append(frame)
-        self.master.pump.touched.add(self)
+        if self.attaching:
+            self._attached.append(frame)
+        elif self.attached_at > self.master.pump.durable:
+            self._later.append((self.attached_at, frame))
+        else:
+            self._now.append(frame)
+        self.master.pump.touched[self] = None
 
     def send_after(self, position: int, frame: bytes) -> None:
         """Leaves when the fact at ``position`` is durable, in the order of these calls."""
@@ -201,7 +213,7 @@ class Session(asyncio.Protocol):
             self._attached.append(frame)
         else:
             self._later.append((position, frame))
-        self.master.pump.touched.add(self)
+        self.master.pump.touched[self] = None
 
     def send_when_durable(self, frame: bytes) -> None:
         """Leaves when every fact made so far is durable."""
@@ -210,6 +222,7 @@ class Session(asyncio.Protocol):
     def attach(self, verdict: Message, request: int) -> None:
         """The verdict, and behind it what was held back for it."""
         self.attaching = False
+        self.attached_at = self.master.pump.position
         self.reply(verdict, request)
         held, self._attached = self._attached, []
         for frame in held:
@@ -222,8 +235,9 @@ class Session(asyncio.Protocol):
         """A refusal promises nothing, so it need not wait."""
         self.send(send_error(error, request))
 
-    def flush(self, durable: int) -> None:
-        """One write for all that may leave; what waited for the disk goes first, since it was said first."""
+    def flush(self, durable: int) -> bool:
+        """One write for all that may leave; what waited for the disk goes first, since it was said first. True when
+        something still waits."""
         later = self._later
         frames = []
         while later and later[0][0] <= durable:
@@ -232,6 +246,7 @@ class Session(asyncio.Protocol):
         self._now = []
         if frames:
             self._write(b"".join(frames))
+        return bool(later) and not self.closed
 
     def _write(self, data: bytes) -> None:
         if self._transport is None or self.closed:

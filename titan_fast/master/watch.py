@@ -120,7 +120,9 @@ class Followers:
         queries = self._master.queries
         run, index = queries.one_task(asked.run, asked.task, asked.member)
         fence = queries.fence_of_attempt(run, index, asked.attempt)
-        offset = self._master.logs.last_lines(fence, asked.tail)[0] if asked.tail >= 0 else 0
+        offset = self._master.logs.last_lines(run.id, fence, asked.tail) if asked.tail >= 0 else 0
+        if asked.fence:
+            fence, offset = asked.fence, asked.offset
         follower = _Follower(session, request, run.id, index, fence, offset, asked.follow, asked.attempt > 0)
         if not self._pull(follower):
             self._by_task.setdefault((run.id, index), []).append(follower)
@@ -164,16 +166,17 @@ class Followers:
         logs, session = self._master.logs, follower.session
         while not session.closed:
             while not session.choked:
-                start, data = logs.read(follower.fence, follower.offset)
+                start, data = logs.read(follower.run, follower.fence, follower.offset)
                 if not data:
                     break
                 dropped = start - follower.offset
                 follower.offset = start + len(data)
-                session.reply(msg.Logged(offset=start, dropped=dropped), follower.request, (data,))
+                logged = msg.Logged(offset=start, dropped=dropped, fence=follower.fence)
+                session.reply(logged, follower.request, (data,))
                 session.flush(self._master.pump.durable)
             if session.choked:
                 return False
-            run = self._master.scheduler.state.runs[follower.run]
+            run = self._master.queries.run(follower.run)
             newest = self._master.queries.fence_of_attempt(run, follower.index, 0)
             if not follower.fixed and newest != follower.fence and follower.follow:
                 follower.fence, follower.offset = newest, 0
@@ -182,7 +185,8 @@ class Followers:
                 return False
             state, attempt = self._master.queries.state_of_attempt(run, follower.index, follower.fence)
             session.reply(
-                msg.Logged(offset=follower.offset, final=True, state=state, attempt=attempt), follower.request
+                msg.Logged(offset=follower.offset, final=True, state=state, attempt=attempt, fence=follower.fence),
+                follower.request,
             )
             return True
         return True

@@ -283,6 +283,8 @@ class Listed(Message, frozen=True, omit_defaults=True):
     workers: tuple[WorkerRow, ...] = ()
     next: str = ""
     """Cursor of the next page; empty when this is the last one."""
+    durable: bool = True
+    """False: the store is stuck, and a crash now would undo what is shown."""
 
 
 class Show(Message, frozen=True, omit_defaults=True):
@@ -303,6 +305,8 @@ class Shown(Message, frozen=True, omit_defaults=True):
     tasks: tuple[TaskRow, ...]
     next: str = ""
     """Cursor of the next page; empty when this is the last one."""
+    durable: bool = True
+    """False: the store is stuck, and a crash now would undo what is shown."""
 
 
 class Explain(Message, frozen=True, omit_defaults=True):
@@ -323,6 +327,8 @@ class Explained(Message, frozen=True, omit_defaults=True):
     """One sentence for people."""
     fix: str = ""
     """What to do about it."""
+    durable: bool = True
+    """False: the store is stuck, and a crash now would undo what is shown."""
 
 
 class Cancel(Message, frozen=True, omit_defaults=True):
@@ -410,6 +416,8 @@ class Stated(Message, frozen=True, omit_defaults=True):
     """Seconds the slowest turn since the last question took."""
     memory: Size
     """Resident bytes."""
+    durable: bool = True
+    """False: the store is stuck, and a crash now would undo what is shown."""
 
 
 # ---------------------------------------------------------------- blobs

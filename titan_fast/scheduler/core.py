@@ -98,6 +98,10 @@ class Scheduler:
         self.state.next_run, self.state.revision = next_run, revision
         recovery.restore(self.state, workers, keys, runs, self._out)
 
+    def begin_epoch(self, epoch: int) -> None:
+        """From now on all fences are above those of every earlier epoch."""
+        self.state.epoch, self.state.sequence = epoch, 0
+
     def forget_finished(self, durable: int) -> None:
         """Finished runs leave memory, the oldest first, when the facts that ended them are durable: what is not in
         memory can be read from the store."""

@@ -1,58 +1,250 @@
-"""A store that forgets everything with its process. Every fact is durable at once."""
+"""A store that forgets everything with its process: committed facts in order, and what is looked for in them.
+
+Every fact is durable at once. `MemoryStore(of=other)` opens again what another one committed, which is how tests and
+the simulation restart a master.
+"""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
-from titan_fast.master.store.base import AttemptRow
-from titan_fast.scheduler.facts import AttemptsEnded, Fact
+from titan_fast.errors import InvalidUsage
+from titan_fast.master.store.base import ArtifactRow, AttemptRow, Fenced, Loaded, Opened, Pruned, RunHead
+from titan_fast.master.store.retention import KEEP_AFTER_RUN, KEEP_EPOCHS, KEEP_REPLIES
+from titan_fast.master.store.rows import Happened, answer_of, begun, dropped, ended, run_head
+from titan_fast.scheduler.facts import (
+    ArtifactPublished,
+    AttemptsEnded,
+    AttemptsRunning,
+    CancelAsked,
+    Fact,
+    Key,
+    KvChanged,
+    RunAccepted,
+    RunEnded,
+    RunRecord,
+    TasksDropped,
+    TasksReopened,
+    TasksSettled,
+    WorkerGone,
+    WorkerRegistered,
+    head_of,
+)
 
 
-class MemoryStore:
-    durability = "memory"
+class _Run:
+    """One run. ``end`` is its last end, None while it is unfinished."""
+
+    def __init__(self, accepted: RunAccepted) -> None:
+        self.accepted = accepted
+        self.happened: list[Happened] = []
+        self.end: RunEnded | None = None
+        self.attempts: dict[int, list[AttemptRow]] = {}
+        self.results: dict[int, bytes] = {}
+
+    def add(self, fact: AttemptsEnded) -> None:
+        self.happened.append(head_of(fact))
+        columns = zip(
+            fact.generation,
+            fact.attempt,
+            fact.fence,
+            fact.worker,
+            fact.state,
+            fact.reason,
+            fact.code,
+            fact.started,
+            fact.duration,
+            strict=True,
+        )
+        for index, row, result in zip(fact.index, columns, fact.result, strict=True):
+            told = AttemptRow(*row)
+            self.attempts.setdefault(index, []).append(told)
+            if told.state == "COMPLETED":
+                self.results[index] = result
+
+    def head(self) -> RunHead | None:
+        return run_head(self.accepted.run, begun(self.accepted), ended(self.end)) if self.end else None
+
+    @property
+    def has_dead(self) -> bool:
+        return self.end is not None and self.end.counts.get("DEAD", 0) > dropped(self.happened)
+
+
+class _Committed:
+    """What a store would find on its disk."""
 
     def __init__(self) -> None:
         self.history = secrets.token_hex(8)
         self.epoch = 0
+        self.nonces: dict[int, str] = {}
+        self.last_run = 0
+        self.revision = 0
+        self.runs: dict[int, _Run] = {}
+        self.workers: dict[str, WorkerRegistered] = {}
+        self.keys: dict[str, KvChanged] = {}
+        self.artifacts: dict[str, ArtifactPublished] = {}
+        self.replies: dict[Key, tuple[int, int, float]] = {}
+        """(number in the answer, run or 0, when)."""
+        self.forgotten: dict[int, float] = {}
+        """When runs had finished that are gone."""
+
+    def add(self, fact: Fact) -> None:
+        match fact:
+            case RunAccepted():
+                self.runs[fact.run] = _Run(fact)
+                self.last_run = max(self.last_run, fact.run)
+            case AttemptsEnded():
+                self.runs[fact.run].add(fact)
+            case AttemptsRunning() | TasksSettled() | CancelAsked() | TasksDropped():
+                self.runs[fact.run].happened.append(fact)
+            case RunEnded() | TasksReopened():
+                run = self.runs[fact.run]
+                run.happened.append(fact)
+                run.end = fact if isinstance(fact, RunEnded) else None
+            case WorkerRegistered():
+                self.workers.pop(fact.worker, None)
+                self.workers[fact.worker] = fact
+            case WorkerGone():
+                self.workers.pop(fact.worker, None)
+            case KvChanged():
+                self.revision = max(self.revision, fact.revision)
+                self.keys.pop(fact.name, None)
+                if fact.value is not None:
+                    self.keys[fact.name] = fact
+            case ArtifactPublished():
+                self.artifacts[fact.name] = fact
+        answer = answer_of(fact)
+        if answer is not None:
+            key, number, of_run = answer
+            self.replies[key] = (number, of_run, fact.at)
+
+
+class MemoryStore:
+    """Everything in this process. ``commits`` and ``facts`` count what this one was given."""
+
+    durability = "memory"
+
+    def __init__(self, of: MemoryStore | None = None, *, clock: Callable[[], float] = time.time) -> None:
+        self._kept: _Committed = of._kept if of is not None else _Committed()
+        self._clock = clock
+        self._epoch = 0
         self.commits = 0
         self.facts = 0
-        self._attempts: dict[int, dict[int, list[AttemptRow]]] = {}
 
-    def open(self) -> int:
-        self.epoch += 1
-        return self.epoch
+    @property
+    def history(self) -> str:
+        return self._kept.history
+
+    def open(self) -> Opened:
+        return self.raise_epoch(0)
+
+    def raise_epoch(self, epoch: int) -> Opened:
+        kept = self._kept
+        self._epoch = kept.epoch = max(kept.epoch + 1, epoch)
+        kept.nonces[kept.epoch] = secrets.token_hex(8)
+        return Opened(kept.epoch, kept.nonces[kept.epoch], dict(kept.nonces))
+
+    def load(self) -> Loaded:
+        kept = self._kept
+        return Loaded(
+            kept.last_run + 1,
+            kept.revision,
+            list(kept.workers.values()),
+            [kept.keys[name] for name in sorted(kept.keys)],
+            (RunRecord(run.accepted, list(run.happened)) for _, run in sorted(kept.runs.items()) if run.end is None),
+        )
 
     def commit(self, epoch: int, facts: Sequence[Fact]) -> None:
-        assert epoch == self.epoch, "two masters write to one memory"
+        if not epoch == self._epoch == self._kept.epoch:
+            raise Fenced(f"another master has opened this memory after this one (epoch {epoch})")
         self.commits += 1
         self.facts += len(facts)
         for fact in facts:
-            if isinstance(fact, AttemptsEnded):
-                rows = self._attempts.setdefault(fact.run, {})
-                for row in zip(
-                    fact.index,
-                    fact.generation,
-                    fact.attempt,
-                    fact.fence,
-                    fact.worker,
-                    fact.state,
-                    fact.reason,
-                    fact.code,
-                    fact.started,
-                    fact.duration,
-                    strict=True,
-                ):
-                    rows.setdefault(row[0], []).append(AttemptRow(*row[1:]))
+            self._kept.add(fact)
 
     def attempts(self, run: int, index: int) -> list[AttemptRow]:
-        return list(self._attempts.get(run, {}).get(index, ()))
+        known = self._kept.runs.get(run)
+        return list(known.attempts.get(index, ())) if known else []
 
     def latest(self, run: int, first: int, count: int) -> dict[int, AttemptRow]:
-        rows = self._attempts.get(run, {})
-        if count == 1:
-            return {first: rows[first][-1]} if first in rows else {}
+        known = self._kept.runs.get(run)
+        rows = known.attempts if known else {}
         return {index: rows[index][-1] for index in range(first, first + count) if index in rows}
+
+    def result(self, run: int, index: int) -> bytes:
+        known = self._kept.runs.get(run)
+        return known.results.get(index, b"") if known else b""
+
+    def run(self, number: int) -> RunRecord | None:
+        known = self._kept.runs.get(number)
+        return RunRecord(known.accepted, list(known.happened)) if known else None
+
+    def runs(self, before: int, limit: int, state: str = "", dead: bool = False) -> list[RunHead]:
+        found: list[RunHead] = []
+        for number in sorted(self._kept.runs, reverse=True):
+            run = self._kept.runs[number]
+            head = run.head()
+            if head is None or number >= before or (state and head.state != state) or (dead and not run.has_dead):
+                continue
+            if len(found) == limit:
+                break
+            found.append(head)
+        return found
+
+    def reply(self, key: Key) -> int | None:
+        known = self._kept.replies.get(key)
+        return known[0] if known else None
+
+    def artifact(self, name: str) -> ArtifactRow | None:
+        fact = self._kept.artifacts.get(name)
+        return ArtifactRow(fact.name, fact.digest, fact.size, fact.at) if fact else None
+
+    def artifacts(self, prefix: str, after: str, limit: int) -> list[ArtifactRow]:
+        names = sorted(name for name in self._kept.artifacts if name.startswith(prefix) and name > after)
+        return [row for name in names[:limit] if (row := self.artifact(name))]
+
+    def digests(self) -> set[str]:
+        kept = self._kept
+        projects = {run.accepted.graph.project for run in kept.runs.values()}
+        return {fact.digest for fact in kept.artifacts.values()} | projects - {""}
+
+    def prune(self, keep_runs: int, older_than: float, seconds: float) -> Pruned:
+        """All of it at once: nothing here takes long."""
+        kept, now = self._kept, self._clock()
+        finished = [(number, run.end.at) for number, run in sorted(kept.runs.items()) if run.end]
+        surplus = len(finished) - keep_runs
+        gone = [number for place, (number, at) in enumerate(finished) if place < surplus or at < older_than]
+        for number in gone:
+            del kept.runs[number]
+        kept.forgotten |= {number: at for number, at in finished if number not in kept.runs}
+        kept.forgotten = {number: at for number, at in kept.forgotten.items() if at > now - KEEP_AFTER_RUN}
+        kept.replies = {
+            key: reply
+            for key, reply in kept.replies.items()
+            if reply[2] >= now - KEEP_REPLIES or self._is_fresh(reply[1])
+        }
+        for epoch in sorted(kept.nonces)[:-KEEP_EPOCHS]:
+            del kept.nonces[epoch]
+        return Pruned(gone, True)
+
+    def _is_fresh(self, run: int) -> bool:
+        """It is unfinished, or has ended a moment ago."""
+        if run in self._kept.forgotten:
+            return True
+        known = self._kept.runs.get(run)
+        return known is not None and (known.end is None or known.end.at > self._clock() - KEEP_AFTER_RUN)
+
+    def tidy(self, seconds: float) -> bool:
+        return False
+
+    def backup(self, path: str) -> None:
+        """Raises InvalidUsage: there is nothing that would be worth a copy."""
+        raise InvalidUsage(
+            "this master keeps its state in memory, which cannot be backed up",
+            hint="start it with store.durability = disk",
+        )
 
     def close(self) -> None:
         pass

@@ -1,0 +1,428 @@
+"""Between facts and the rows of a store: what of a fact is looked for, and what is only kept. Pure; knows no database.
+
+A fact is stored under its kind and version, which together stand for its fields *and their defaults*: a field is only
+ever added, with a default, and a default that changes is a new version. What history alone wants of attempts (worker,
+times, results) is cut into pieces that lie within one block of tasks, so that a page of an array is a few rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
+from typing import Any, TypeAlias
+
+import msgspec
+import orjson
+
+from titan_fast.errors import StoreFailed, StoreTooNew
+from titan_fast.master.store.base import AttemptRow, RunHead
+from titan_fast.model.spec import GraphSpec
+from titan_fast.scheduler.facts import (
+    FACTS,
+    ArtifactPublished,
+    AttemptsEnded,
+    AttemptsRunning,
+    CancelAsked,
+    EndedHead,
+    Fact,
+    Key,
+    KvChanged,
+    RunAccepted,
+    RunEnded,
+    TasksDropped,
+    TasksReopened,
+    TasksSettled,
+    WorkerGone,
+    WorkerRegistered,
+    head_of,
+)
+
+BLOCK = 1024
+"""Tasks whose outcomes are stored next to each other."""
+PIECE = 1 << 20
+"""Bytes of results in one piece, about: what is read to get at one of them."""
+LARGE = 256 << 10
+"""Bytes of a graph and its payloads beyond which they become a file."""
+SMALL = 64
+"""Tasks of a run whose outcomes are not worth folding when it has ended."""
+MAX_BATCH = 64 << 20
+"""Bytes of facts that travel to the database in one statement, about; its own limit is a billion."""
+
+RunFact: TypeAlias = AttemptsRunning | TasksSettled | CancelAsked | TasksReopened | TasksDropped | RunEnded
+Happened: TypeAlias = EndedHead | RunFact
+Stored: TypeAlias = Happened | RunAccepted | WorkerRegistered | KvChanged | ArtifactPublished
+
+_encode = msgspec.msgpack.encode
+
+
+def _field_default(cls: type[Fact], name: str) -> Any:
+    return next(field.default for field in msgspec.structs.fields(cls) if field.name == name)
+
+
+KIND: dict[type, str] = {cls: str(cls.__struct_config__.tag) for cls in FACTS}
+NEWEST = {kind: int(_field_default(cls, "version")) for cls, kind in KIND.items()}
+"""The version of each kind that this program writes; it reads all up to that."""
+_DECODERS: dict[str, msgspec.msgpack.Decoder[Stored]] = {
+    kind: msgspec.msgpack.Decoder(EndedHead if cls is AttemptsEnded else cls) for cls, kind in KIND.items()
+}
+
+
+def decode(kind: str, version: int, data: bytes) -> Stored:
+    """A fact as it was stored; of an `AttemptsEnded` its head.
+
+    Raises:
+        StoreTooNew: a kind or version this program does not know. StoreFailed: damaged.
+    """
+    if version > NEWEST.get(kind, 0):
+        raise StoreTooNew(
+            f"the state holds '{kind}' in version {version}, and this program knows "
+            + (f"version {NEWEST[kind]} of it" if kind in NEWEST else "nothing of that kind"),
+            hint="install the titan-fast that wrote it, or a newer one",
+        )
+    try:
+        return _DECODERS[kind].decode(data)
+    except msgspec.MsgspecError as error:
+        raise StoreFailed(f"a '{kind}' in the state cannot be read: {error}", hint="restore a backup") from None
+
+
+# ---------------------------------------------------------------- what attempts did
+
+
+class Detail(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """The columns of an `AttemptsEnded` that a restart does not read. A column of one value for all rows is that one
+    value; ``size`` are the bytes of each result."""
+
+    index: list[int]
+    generation: list[int]
+    attempt: list[int]
+    fence: list[int]
+    worker: list[str]
+    state: list[str]
+    reason: list[str]
+    code: list[int]
+    started: list[int]
+    duration: list[int]
+    size: list[int]
+
+
+_COLUMNS = Detail.__struct_fields__[:-1]
+"""Those that are an `AttemptsEnded`'s own."""
+
+
+class Piece(msgspec.Struct, frozen=True, gc=False):
+    """Rows of one fact whose tasks lie in one block, in order."""
+
+    block: int
+    first: int
+    last: int
+    detail: bytes
+    body: bytes
+
+
+_decode_detail = msgspec.msgpack.Decoder(Detail).decode
+
+
+def pieces(fact: AttemptsEnded) -> Iterator[Piece]:
+    """Every row of the fact, once; the rows of a task keep their order."""
+    size = [len(result) for result in fact.result]
+    if min(fact.index) // BLOCK == max(fact.index) // BLOCK and sum(size) <= PIECE:
+        yield _piece(fact, size, None)
+        return
+    blocks: dict[int, list[int]] = {}
+    for row, index in enumerate(fact.index):
+        blocks.setdefault(index // BLOCK, []).append(row)
+    for rows in blocks.values():
+        begin = held = 0
+        for at, row in enumerate(rows):
+            if held and held + size[row] > PIECE:
+                yield _piece(fact, size, rows[begin:at])
+                begin, held = at, 0
+            held += size[row]
+        yield _piece(fact, size, rows[begin:])
+
+
+def _piece(fact: AttemptsEnded, size: list[int], rows: list[int] | None) -> Piece:
+    def cut(column: list[Any]) -> list[Any]:
+        return column if rows is None else [column[row] for row in rows]
+
+    def squeezed(column: list[Any]) -> list[Any]:
+        column = cut(column)
+        return column[:1] if column.count(column[0]) == len(column) else column
+
+    index = cut(fact.index)
+    detail = Detail(
+        index,
+        squeezed(fact.generation),
+        squeezed(fact.attempt),
+        cut(fact.fence),
+        squeezed(fact.worker),
+        squeezed(fact.state),
+        squeezed(fact.reason),
+        squeezed(fact.code),
+        squeezed(fact.started),
+        squeezed(fact.duration),
+        squeezed(size),
+    )
+    first, last = min(index), max(index)
+    return Piece(first // BLOCK, first, last, _encode(detail), b"".join(cut(fact.result)))
+
+
+def _full(column: list[Any], count: int) -> list[Any]:
+    return column * count if len(column) == 1 else column
+
+
+def attempt_rows(detail: bytes, first: int, count: int) -> Iterator[tuple[int, AttemptRow]]:
+    """(task, how an attempt of it ended), oldest first, of those tasks of a piece that lie in a range."""
+    columns = _decode_detail(detail)
+    rows = len(columns.index)
+    told = zip(
+        _full(columns.generation, rows),
+        _full(columns.attempt, rows),
+        columns.fence,
+        _full(columns.worker, rows),
+        _full(columns.state, rows),
+        _full(columns.reason, rows),
+        _full(columns.code, rows),
+        _full(columns.started, rows),
+        _full(columns.duration, rows),
+        strict=True,
+    )
+    end = first + count
+    for index, row in zip(columns.index, told, strict=True):
+        if first <= index < end:
+            yield index, AttemptRow(*row)
+
+
+def place_of_result(detail: bytes, index: int) -> tuple[int, int] | None:
+    """What the newest COMPLETED attempt of a task gave, in the piece's body: (where it begins, from 1, and its length);
+    None: it is not in here."""
+    columns = _decode_detail(detail)
+    rows = len(columns.index)
+    state, size = _full(columns.state, rows), _full(columns.size, rows)
+    for row in reversed(range(rows)):
+        if columns.index[row] == index and state[row] == "COMPLETED":
+            return sum(size[:row]) + 1, size[row]
+    return None
+
+
+def joined(run: int, stored: Iterable[tuple[bytes, bytes]]) -> AttemptsEnded:
+    """Pieces of a run, each (detail, body), as one fact again, to be cut into fewer."""
+    fact = AttemptsEnded(0.0, run, [], [], [], [], [], [], [], [], [], [], [])
+    for detail, body in stored:
+        columns = _decode_detail(detail)
+        rows = len(columns.index)
+        for column in _COLUMNS:
+            getattr(fact, column).extend(_full(getattr(columns, column), rows))
+        at = 0
+        for size in _full(columns.size, rows):
+            fact.result.append(body[at : at + size])
+            at += size
+    return fact
+
+
+# ---------------------------------------------------------------- what listings show
+
+
+class Begun(msgspec.Struct, frozen=True, array_like=True):
+    """What a listing shows of a run's beginning."""
+
+    name: str
+    submitted_at: float
+
+
+class Ended(msgspec.Struct, frozen=True, array_like=True):
+    """What a listing shows of a run's end."""
+
+    state: str
+    reason: str
+    started_at: float
+    finished_at: float
+    counts: dict[str, int]
+
+
+decode_begun = msgspec.msgpack.Decoder(Begun).decode
+decode_ended = msgspec.msgpack.Decoder(Ended).decode
+
+
+def begun(fact: RunAccepted) -> Begun:
+    return Begun(fact.graph.name, fact.at)
+
+
+def ended(fact: RunEnded) -> Ended:
+    return Ended(fact.state, fact.reason, fact.started_at, fact.at, fact.counts)
+
+
+def run_head(run: int, begin: Begun, end: Ended) -> RunHead:
+    return RunHead(
+        run, begin.name, end.state, end.reason, begin.submitted_at, end.started_at, end.finished_at, end.counts
+    )
+
+
+def dropped(facts: Iterable[object]) -> int:
+    """How many tasks somebody wants to see no more as DEAD and that were not opened again since."""
+    marks = bytearray()
+    for fact in facts:
+        if isinstance(fact, TasksDropped | TasksReopened):
+            for first, count in fact.stretches:
+                marks.extend(bytes(max(0, first + count - len(marks))))
+                marks[first : first + count] = (b"\1" if isinstance(fact, TasksDropped) else b"\0") * count
+    return marks.count(1)
+
+
+def answer_of(fact: Fact) -> tuple[Key, int, int] | None:
+    """(key, number in the answer, run or 0) of a fact that answered a request."""
+    match fact:
+        case RunAccepted() | CancelAsked() | TasksReopened() | TasksDropped() if fact.key.client:
+            return fact.key, fact.run, fact.run
+        case KvChanged() if fact.key.client:
+            return fact.key, fact.revision, 0
+        case ArtifactPublished() if fact.key.client:
+            return fact.key, 0, 0
+    return None
+
+
+# ---------------------------------------------------------------- graphs that are files
+
+_NO_GRAPH = GraphSpec("", ())
+_decode_body = msgspec.msgpack.Decoder(tuple[GraphSpec, tuple[bytes, ...]]).decode
+
+
+def without_body(fact: RunAccepted) -> tuple[RunAccepted, bytes]:
+    """The fact without its graph and payloads, and those as the bytes of a file."""
+    return msgspec.structs.replace(fact, graph=_NO_GRAPH, payloads=()), _encode((fact.graph, fact.payloads))
+
+
+def with_body(fact: RunAccepted, body: bytes) -> RunAccepted:
+    graph, payloads = _decode_body(body)
+    return msgspec.structs.replace(fact, graph=graph, payloads=payloads)
+
+
+# ---------------------------------------------------------------- a group of facts as rows
+
+
+class Rows:
+    """Rows of one table on their way: their plain values as one JSON text, their blobs cut out of the batch's one blob,
+    each named by two values: where it begins (from 1) and its length."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self._rows: list[tuple[int | float | str | None, ...]] = []
+
+    def add(self, *values: int | float | str | bytes | None) -> None:
+        row: list[int | float | str | None] = []
+        for value in values:
+            if isinstance(value, bytes):
+                row += self._batch.place(value)
+            else:
+                row.append(value)
+        self._rows.append(tuple(row))
+
+    def json(self) -> str:
+        return orjson.dumps(self._rows).decode()
+
+
+class Batch:
+    """Facts, in order, as the rows they add. ``place`` of a fact is how many were before it in its commit."""
+
+    def __init__(self) -> None:
+        self.facts = 0
+        self.last_run = 0
+        self.revision = 0
+        self.size = 0
+        self.journal = Rows(self)
+        self.outcomes = Rows(self)
+        self.runs = Rows(self)
+        self.replies = Rows(self)
+        self.bodies: dict[str, bytes] = {}
+        """Files to be written first: address -> content."""
+        self.recount: set[int] = set()
+        """Runs whose DEAD tasks have to be counted again."""
+        self._named: dict[tuple[str, str], tuple[int, Fact | None]] = {}
+        self._blobs: list[bytes] = []
+
+    def place(self, blob: bytes) -> tuple[int, int]:
+        at = self.size + 1
+        self._blobs.append(blob)
+        self.size += len(blob)
+        return at, len(blob)
+
+    def blob(self) -> bytes:
+        """What the rows' blobs are cut from."""
+        # Never empty: of an empty blob SQLite cuts NULL.
+        return b"".join(self._blobs) or b"\0"
+
+    def named(self) -> Rows:
+        """The last fact about each name (worker, key, artifact); without data when the name is gone."""
+        rows = Rows(self)
+        for (kind, name), (place, fact) in self._named.items():
+            digest = fact.digest if isinstance(fact, ArtifactPublished) else None
+            rows.add(kind, name, place, NEWEST[kind], digest, b"" if fact is None else _encode(fact))
+        return rows
+
+    def add(self, fact: Fact) -> None:
+        place, self.facts = self.facts, self.facts + 1
+        match fact:
+            case RunAccepted():
+                self._accepted(place, fact)
+            case AttemptsEnded():
+                self._journal(place, fact, _encode(head_of(fact)))
+                for part, piece in enumerate(pieces(fact) if fact.index else ()):
+                    self.outcomes.add(
+                        fact.run, piece.block, place, part, piece.first, piece.last, piece.detail, piece.body
+                    )
+            case WorkerRegistered():
+                self._named[KIND[WorkerRegistered], fact.worker] = (place, fact)
+            case WorkerGone():
+                self._named[KIND[WorkerRegistered], fact.worker] = (place, None)
+            case KvChanged():
+                self._named[KIND[KvChanged], fact.name] = (place, fact if fact.value is not None else None)
+                self.revision = max(self.revision, fact.revision)
+            case ArtifactPublished():
+                self._named[KIND[ArtifactPublished], fact.name] = (place, fact)
+            case AttemptsRunning() | TasksSettled() | CancelAsked() | TasksReopened() | TasksDropped() | RunEnded():
+                self._journal(place, fact, _encode(fact))
+                self._headline(fact)
+            case _:
+                raise TypeError(f"no row for {type(fact).__name__}")
+        answer = answer_of(fact)
+        if answer is not None:
+            key, number, run = answer
+            self.replies.add(key.client, key.counter, number, run, fact.at)
+
+    def _journal(self, place: int, fact: RunAccepted | AttemptsEnded | RunFact, data: bytes) -> None:
+        kind = KIND[type(fact)]
+        self.journal.add(fact.run, place, kind, NEWEST[kind], data)
+
+    def _accepted(self, place: int, fact: RunAccepted) -> None:
+        data, digest = _encode(fact), ""
+        if len(data) > LARGE:
+            hollow, body = without_body(fact)
+            data, digest = _encode(hollow), sha256(body).hexdigest()
+            self.bodies[digest] = body
+        self._journal(place, fact, data)
+        self.runs.add(fact.run, "", 0, 0.0, fact.graph.project, digest, 0, _encode(begun(fact)), b"")
+        self.last_run = max(self.last_run, fact.run)
+
+    def _headline(self, fact: RunFact) -> None:
+        match fact:
+            case RunEnded():
+                dead = fact.counts.get("DEAD", 0)
+                is_small = sum(fact.counts.values()) <= SMALL
+                self.runs.add(fact.run, fact.state, dead, fact.at, "", "", is_small, b"", _encode(ended(fact)))
+                if dead:
+                    self.recount.add(fact.run)
+            case TasksReopened():
+                self.runs.add(fact.run, "", 0, 0.0, "", "", 0, b"", b"")
+            case TasksDropped():
+                self.recount.add(fact.run)
+
+
+def batches(facts: Sequence[Fact]) -> Iterator[Batch]:
+    """The facts in order, cut where a statement would grow too large; nearly always one batch."""
+    batch = Batch()
+    for fact in facts:
+        if batch.size > MAX_BATCH:
+            yield batch
+            batch = Batch()
+        batch.add(fact)
+    yield batch

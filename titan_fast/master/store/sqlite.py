@@ -1,0 +1,421 @@
+"""The durable store: one SQLite file in WAL mode, and large graphs as files beside it.
+
+Two connections, because a reader must not wait for a writer's disk: `commit`, `raise_epoch`, `prune` and `tidy` belong
+to one thread (the committer's), everything that reads to one other (the loop's), `backup` to any. `open` and `close`
+are called while nothing else is under way. What a fact means is the scheduler's business.
+"""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import takewhile
+from pathlib import Path
+from typing import Literal, TypeVar, cast
+
+import apsw
+
+from titan_fast.errors import DiskFull, InvalidUsage, StateLocked, StoreFailed
+from titan_fast.master.store import retention, rows, schema
+from titan_fast.master.store.base import ArtifactRow, AttemptRow, Fenced, Loaded, Opened, Pruned, RunHead, Unknown
+from titan_fast.master.store.bodies import Bodies, sync_file, sync_folder
+from titan_fast.master.store.schema import fetch
+from titan_fast.scheduler.facts import (
+    ArtifactPublished,
+    Fact,
+    Key,
+    KvChanged,
+    RunAccepted,
+    RunRecord,
+    WorkerRegistered,
+)
+
+CHECKPOINT_IDLE = 512
+"""Pages of the write-ahead log from which on an idle moment is used to empty it (4 MiB)."""
+CHECKPOINT_NOW = 8192
+"""Pages from which on a commit does it (64 MiB)."""
+MAX_INTEGER = (1 << 63) - 1
+"""What SQLite can compare with."""
+
+N = TypeVar("N", WorkerRegistered, KvChanged, ArtifactPublished)
+
+_COMMIT = "INSERT INTO door VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PIECES = "FROM outcomes WHERE run = ? AND block BETWEEN ? AND ? AND first <= ? AND last >= ?"
+
+
+class SqliteStore:
+    """The store in ``folder``, which is made when it is not there.
+
+    Args:
+        durability: what a commit survives: ``disk`` a power cut, ``os`` a killed process.
+        clock: the wall clock, for the age of replies.
+        vfs: SQLite's name of another way to its files, for tests of failing disks.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        durability: Literal["disk", "os"] = "disk",
+        *,
+        clock: Callable[[], float] = time.time,
+        vfs: str | None = None,
+    ) -> None:
+        self.durability: str = durability
+        self.history = ""
+        self.folder = folder
+        self._path = folder / schema.FILE
+        self._bodies = Bodies(folder / schema.BODIES)
+        self._clock = clock
+        self._vfs = vfs
+        self._epoch = 0
+        self._nonce = ""
+        self._is_lost = False
+        self._log_pages = 0
+        self._fold = retention.Fold()
+        self._write: apsw.Connection
+        self._read: apsw.Connection
+
+    # ------------------------------------------------------------ whose it is
+
+    def open(self) -> Opened:
+        with self._readable():
+            if (self.folder / schema.UNFINISHED).exists():
+                raise StoreFailed(
+                    f"{self.folder} holds a backup that was not restored to its end",
+                    hint="run titan-fast restore again, with the same file",
+                )
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True, mode=0o700)
+                sync_folder(self.folder.parent)
+            self._write = schema.connect(self._path, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE, self._vfs)
+            schema.claim_file(self._write, self._path)
+            self._prepare()
+            self._read = schema.connect(self._path, apsw.SQLITE_OPEN_READONLY, self._vfs)
+            ((self.history,),) = fetch(self._read, "SELECT history FROM meta")
+        return self.raise_epoch(0)
+
+    def _prepare(self) -> None:
+        """Settings of the writing connection; everything promised before is in the file itself when it returns."""
+        db = self._write
+        db.pragma("journal_mode", "wal")
+        db.pragma("synchronous", "FULL" if self.durability == "disk" else "NORMAL")
+        db.pragma("fullfsync", self.durability == "disk")
+        db.pragma("checkpoint_fullfsync", self.durability == "disk")
+        db.pragma("journal_size_limit", 64 << 20)
+        db.pragma("cache_size", -16384)
+        db.pragma("temp_store", "memory")
+        db.execute(schema.DOOR)
+        ((is_busy, _, _),) = fetch(db, "PRAGMA main.wal_checkpoint(TRUNCATE)")
+        if is_busy:
+            raise StateLocked(
+                f"another program has {self._path} open", hint="stop it (titan-fast status shows a running master)"
+            )
+        # A checkpoint inside of a commit would make somebody wait for it: `tidy` does them.
+        db.set_wal_hook(self._committed_pages)
+        sync_folder(self.folder)
+
+    def _committed_pages(self, _db: apsw.Connection, _name: str, pages: int) -> int:
+        self._log_pages = pages
+        return apsw.SQLITE_OK
+
+    def raise_epoch(self, epoch: int) -> Opened:
+        nonce = secrets.token_hex(8)
+        with self._transaction():
+            sql = "UPDATE meta SET epoch = max(epoch + 1, ?), nonce = ? RETURNING epoch"
+            ((self._epoch,),) = fetch(self._write, sql, epoch, nonce)
+            self._write.execute("INSERT INTO epochs VALUES (?, ?)", (self._epoch, nonce))
+        self._nonce = nonce
+        return Opened(self._epoch, nonce, dict(fetch(self._write, "SELECT epoch, nonce FROM epochs")))
+
+    def close(self) -> None:
+        for connection in (getattr(self, "_read", None), getattr(self, "_write", None)):
+            if connection is not None:
+                connection.close()
+
+    # ------------------------------------------------------------ writing
+
+    def commit(self, epoch: int, facts: Sequence[Fact]) -> None:
+        batches = list(rows.batches(facts))
+        if epoch != self._epoch:
+            raise self._fenced()
+        with self._transaction(len(batches) > 1 or bool(batches[0].recount)):
+            for batch in batches:
+                for digest, body in batch.bodies.items():
+                    self._bodies.keep(digest, body)
+                named = batch.named().json()
+                self._write.execute(
+                    _COMMIT,
+                    (
+                        epoch,
+                        self._nonce,
+                        batch.facts,
+                        batch.last_run,
+                        batch.revision,
+                        batch.journal.json(),
+                        batch.outcomes.json(),
+                        batch.runs.json(),
+                        named,
+                        batch.replies.json(),
+                        batch.blob(),
+                    ),
+                )
+                for run in batch.recount:
+                    self._count_dead(run)
+        if self._log_pages >= CHECKPOINT_NOW:
+            self._checkpoint()
+
+    def _count_dead(self, run: int) -> None:
+        """Tasks that are DEAD, without those that somebody dropped."""
+        sql = "SELECT kind, version, data FROM journal WHERE run = ? AND kind IN ('tasks_dropped', 'tasks_reopened')"
+        dropped = rows.dropped(rows.decode(*row) for row in fetch(self._write, sql + " ORDER BY seq", run))
+        for (end,) in fetch(self._write, "SELECT ended FROM runs WHERE number = ? AND state <> ''", run):
+            dead = max(0, rows.decode_ended(end).counts.get("DEAD", 0) - dropped)
+            self._write.execute("UPDATE runs SET dead = ? WHERE number = ?", (dead, run))
+
+    @contextmanager
+    def _transaction(self, several: bool = True) -> Iterator[None]:
+        """What is written in here is on the disk after it, or not at all; one statement alone is that by itself.
+
+        Raises:
+            Fenced, Unknown, DiskFull, as `commit`.
+        """
+        if self._is_lost:
+            raise Unknown(f"a write to {self._path} failed before", hint="start the master again")
+        try:
+            if several:
+                self._write.execute("BEGIN IMMEDIATE")
+            yield
+            if several:
+                self._write.execute("COMMIT")
+        except apsw.FullError:
+            self._roll_back()
+            raise self._disk_full() from None
+        except apsw.ConstraintError as error:
+            self._roll_back()
+            if str(error) == "fenced":
+                raise self._fenced() from None
+            raise
+        except apsw.Error as error:
+            raise self._unknown(error) from None
+        except OSError as error:
+            self._roll_back()
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self._disk_full() from None
+            raise self._unknown(error) from None
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        try:
+            if self._write.in_transaction:
+                self._write.execute("ROLLBACK")
+        except apsw.Error as error:
+            raise self._unknown(error) from None
+
+    def _fenced(self) -> Fenced:
+        return Fenced(
+            f"another master has opened {self._path} after this one (epoch {self._epoch})",
+            hint="run one master on a state directory",
+        )
+
+    def _disk_full(self) -> DiskFull:
+        return DiskFull(f"no space is left on the disk of {self.folder}", hint="make room; what was accepted goes on")
+
+    def _unknown(self, error: Exception) -> Unknown:
+        self._is_lost = True
+        return Unknown(
+            f"writing to {self._path} failed ({error}): whether it is on the disk is not known",
+            hint="look at the disk, then start the master again",
+        )
+
+    def _checkpoint(self) -> None:
+        """Move what is in the write-ahead log to its place. Not for lack of space: what is in the log is safe."""
+        try:
+            fetch(self._write, "PRAGMA main.wal_checkpoint(PASSIVE)")
+        except apsw.FullError:
+            pass
+        except apsw.Error as error:
+            raise self._unknown(error) from None
+        self._log_pages = 0
+
+    # ------------------------------------------------------------ reading
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Raises StoreFailed, StateLocked: what is wrong with the file, and what to do."""
+        try:
+            yield
+        except (apsw.BusyError, apsw.LockedError):
+            raise StateLocked(f"another program has {self._path} locked", hint="stop it and try again") from None
+        except (apsw.NotADBError, apsw.CorruptError) as error:
+            raise StoreFailed(f"{self._path} is damaged or no state: {error}", hint="restore a backup") from None
+        except (apsw.Error, OSError) as error:
+            raise StoreFailed(f"{self._path} cannot be used: {error}", hint="look at the disk and its rights") from None
+
+    def load(self) -> Loaded:
+        with self._readable():
+            ((last_run, revision),) = fetch(self._read, "SELECT last_run, revision FROM meta")
+            workers = self._named(WorkerRegistered, "ORDER BY seq")
+            keys = self._named(KvChanged, "ORDER BY name")
+            unfinished = fetch(self._read, "SELECT number FROM runs WHERE state = '' ORDER BY number")
+        runs = (record for (number,) in unfinished if (record := self.run(number)))
+        return Loaded(last_run + 1, revision, workers, keys, runs)
+
+    def _named(self, cls: type[N], rest: str, *values: object) -> list[N]:
+        sql = f"SELECT kind, version, data FROM named WHERE kind = ? {rest}"
+        return [cast(N, rows.decode(*row)) for row in fetch(self._read, sql, rows.KIND[cls], *values)]
+
+    def attempts(self, run: int, index: int) -> list[AttemptRow]:
+        return [row for _, row in self._attempts(run, index, 1)]
+
+    def latest(self, run: int, first: int, count: int) -> dict[int, AttemptRow]:
+        return dict(self._attempts(run, first, count))
+
+    def _attempts(self, run: int, first: int, count: int) -> Iterator[tuple[int, AttemptRow]]:
+        """(task, an attempt of it); those of a task oldest first."""
+        with self._readable():
+            sql = f"SELECT detail {_PIECES} ORDER BY block, seq, part"
+            found = fetch(self._read, sql, *_range(run, first, count))
+        for (detail,) in found:
+            yield from rows.attempt_rows(detail, first, count)
+
+    def result(self, run: int, index: int) -> bytes:
+        with self._readable():
+            sql = f"SELECT seq, part, detail {_PIECES} ORDER BY seq DESC, part DESC"
+            for seq, part, detail in fetch(self._read, sql, *_range(run, index, 1)):
+                place = rows.place_of_result(detail, index)
+                if place is not None:
+                    key = (run, index // rows.BLOCK, seq, part)
+                    sql = "SELECT substr(body, ?, ?) FROM outcomes WHERE (run, block, seq, part) = (?, ?, ?, ?)"
+                    for (result,) in fetch(self._read, sql, *place, *key):
+                        return result or b""
+        return b""
+
+    def run(self, number: int) -> RunRecord | None:
+        with self._readable():
+            found = fetch(self._read, "SELECT graph FROM runs WHERE number = ?", number)
+            sql = "SELECT kind, version, data FROM journal WHERE run = ? ORDER BY seq"
+            facts = [rows.decode(*row) for row in fetch(self._read, sql, number)] if found else []
+        if not facts:
+            return None
+        accepted, *happened = facts
+        if not isinstance(accepted, RunAccepted):
+            raise StoreFailed(f"run {number} in {self._path} has no beginning", hint="restore a backup")
+        ((graph,),) = found
+        if graph:
+            accepted = rows.with_body(accepted, self._bodies.read(graph))
+        return RunRecord(accepted, cast(list[rows.Happened], happened))
+
+    def runs(self, before: int, limit: int, state: str = "", dead: bool = False) -> list[RunHead]:
+        with self._readable():
+            found = fetch(
+                self._read,
+                "SELECT number, begun, ended FROM runs WHERE number < ?1 AND state <> '' AND (?2 = '' OR state = ?2) "
+                "AND (NOT ?3 OR dead > 0) ORDER BY number DESC LIMIT ?4",
+                min(before, MAX_INTEGER),
+                state,
+                dead,
+                limit,
+            )
+        return [
+            rows.run_head(number, rows.decode_begun(begun), rows.decode_ended(ended)) for number, begun, ended in found
+        ]
+
+    def reply(self, key: Key) -> int | None:
+        with self._readable():
+            sql = "SELECT number FROM replies WHERE client = ? AND counter = ?"
+            return next((number for (number,) in fetch(self._read, sql, key.client, key.counter)), None)
+
+    def artifact(self, name: str) -> ArtifactRow | None:
+        with self._readable():
+            found = self._named(ArtifactPublished, "AND name = ?", name)
+        return _artifact(found[0]) if found else None
+
+    def artifacts(self, prefix: str, after: str, limit: int) -> list[ArtifactRow]:
+        with self._readable():
+            found = self._named(
+                ArtifactPublished, "AND name >= ? AND name > ? ORDER BY name LIMIT ?", prefix, after, limit
+            )
+        return [_artifact(fact) for fact in takewhile(lambda fact: fact.name.startswith(prefix), found)]
+
+    def digests(self) -> set[str]:
+        with self._readable():
+            return schema.digests_of(self._read)
+
+    # ------------------------------------------------------------ care
+
+    def prune(self, keep_runs: int, older_than: float, seconds: float) -> Pruned:
+        deadline = time.monotonic() + seconds
+        with self._transaction():
+            self._insist()
+            gone, is_done = retention.prune(self._write, keep_runs, older_than, self._clock(), deadline)
+            self._bodies.has_strays |= bool(gone)
+        if is_done and self._bodies.has_strays:
+            with self._readable():
+                is_done = self._bodies.sweep(schema.bodies_of(self._write))
+        return Pruned(gone, is_done)
+
+    def tidy(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        with self._transaction():
+            self._insist()
+            has_more = self._fold.step(self._write, deadline) or retention.give_back(self._write, deadline)
+        if self._log_pages >= CHECKPOINT_IDLE:
+            self._checkpoint()
+        return has_more
+
+    def _insist(self) -> None:
+        """Nobody else has opened the file since we did."""
+        if fetch(self._write, "SELECT epoch, nonce FROM meta") != [(self._epoch, self._nonce)]:
+            raise self._fenced()
+
+    def backup(self, path: str) -> None:
+        """Make the folder ``path`` with a copy of the database and of the graphs it names, a store like any other.
+
+        Raises:
+            InvalidUsage: something is there already. DiskFull: no room for it. StoreFailed: the copy is not good.
+        """
+        target = Path(path)
+        try:
+            target.mkdir(mode=0o700)
+        except OSError as error:
+            raise InvalidUsage(f"cannot make the folder {target}: {error.strerror}") from None
+        try:
+            with self._bodies.stay, self._readable():
+                self._copy(target)
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+
+    def _copy(self, target: Path) -> None:
+        try:
+            source = schema.connect(self._path, apsw.SQLITE_OPEN_READONLY, self._vfs)
+            with closing(source):
+                source.execute("VACUUM INTO ?", (str(target / schema.FILE),))
+            with closing(schema.verified(target / schema.FILE)) as copy:
+                named = schema.bodies_of(copy)
+            bodies = Bodies(target / schema.BODIES)
+            for digest in named:
+                bodies.keep(digest, self._bodies.read(digest))
+            sync_file(target / schema.FILE)
+            sync_folder(target)
+            sync_folder(target.parent)
+        except (apsw.FullError, OSError) as error:
+            if isinstance(error, apsw.FullError) or error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFull(f"no space is left for the copy in {target}") from None
+            raise
+
+
+def _range(run: int, first: int, count: int) -> tuple[int, int, int, int, int]:
+    """Values for `_PIECES`."""
+    last = first + count - 1
+    return run, first // rows.BLOCK, last // rows.BLOCK, last, first
+
+
+def _artifact(fact: ArtifactPublished) -> ArtifactRow:
+    return ArtifactRow(fact.name, fact.digest, fact.size, fact.at)
