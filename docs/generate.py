@@ -232,6 +232,30 @@ HELLO also says which protocol versions the peer speaks, the cluster it knows (a
 and the highest epoch it has seen.
 """
 
+REPEAT_TEXT = """\
+## When a connection breaks
+
+A master that stops, crashes or is restarted is back a little later, and a client that goes on where it stopped loses
+nothing. It connects again (to any address of its list, with growing random pauses of at most a second), and then:
+
+* A request that **changes** something has the field `once`: a random name of the client and a number that it never
+  uses twice. When no answer came, it sends the same request with the same key and `repeat` set. A request that was
+  carried out before is then answered as it was, and not carried out again. A master answers only when the change is
+  durable, so what was answered needs no repeat. Keys are kept for a day, and for an hour after their run has ended.
+* A **question** is asked again. Whoever watches or reads the newest run (run 0) asks for it by its number from the
+  first answer on: by now the newest may be another one.
+* **WATCH** is sent again and answers with how things are now.
+* **LOGS** goes on with the `fence` of the last piece and the `offset` behind its last byte; no byte is missing or
+  comes twice.
+* A file whose connection ended before its last BLOB_PUT is begun again from its first byte.
+
+WELCOME names the master's `history`. When it is another one than before, the state was lost or replaced: the run
+numbers and revisions of before mean nothing any more, and asking about them would answer about somebody else's.
+
+ERROR `stopping` and every other *retryable* error (see errors.md) can be treated like a connection that broke, except
+`disk_full`: somebody has to make room, and should hear of it.
+"""
+
 OLD_TEXT = """\
 ## Peers of version 1
 
@@ -283,7 +307,7 @@ def protocol() -> str:
     out += [LIMITS_TEXT, *limits()]
     vector = handshake.proof("token", "peer", "0" * 64, "1" * 64)
     out += [HANDSHAKE_TEXT.format(vector=vector, stranger=f"{layout.MAX_BODY_BEFORE_HELLO:,}")]
-    out += [OLD_TEXT, *old_version(), EXAMPLE_TEXT, *cold_example(), ATTACHED_TEXT, *attached_example()]
+    out += [REPEAT_TEXT, OLD_TEXT, *old_version(), EXAMPLE_TEXT, *cold_example(), ATTACHED_TEXT, *attached_example()]
     out += [HOT_EXAMPLE_TEXT, *hot_example()]
     out += ["## Opcodes", "", "Who may send what. A message of any other role is answered with ERROR `wrong_role`.", ""]
     out += table(

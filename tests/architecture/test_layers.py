@@ -81,6 +81,8 @@ LAYERS: dict[str, Layer] = {
 ALLOWED_ALSO: dict[str, tuple[str, ...]] = {
     # The start commands run the shells, and they alone.
     "cli.start": ("master.server", "worker.agent", "worker.keeper"),
+    # What is restored has no master yet.
+    "cli.care": ("master.store.backup",),
 }
 
 ALONE = {

@@ -182,6 +182,7 @@ def test_a_stopped_worker_lets_what_runs_finish(cluster, ask):
 def test_following_and_waiting_end_with_a_sentence_when_the_master_goes(cluster, ask):
     cluster.start_worker("w1", "--slots", "1")
     run = ask.json("submit", "--", "sh", "-c", "echo begun; sleep 30")["run"]
+    ask.environ["TITAN_CLIENT_RECONNECT_TIMEOUT"] = "1"
     follower = ask.start("logs", run, "-f")
     assert follower.stdout.readline() == "begun\n"
     with cluster.client() as client:
@@ -300,7 +301,7 @@ def test_a_frozen_worker_is_lost_and_comes_back_by_itself(tmp_path):
 def test_logs_of_a_new_history_are_its_own(tmp_path):
     """With the memory store a restarted master counts from run 1 again; the old run 1's output is not its."""
     for words in ("first life", "second life"):
-        with Cluster(tmp_path / "home") as cluster:
+        with Cluster(tmp_path / "home", options=["--durability", "memory"]) as cluster:
             cluster.start_worker("w1", "--slots", "1")
             graph = Graph("again")
             graph.task("say", run=f"echo {words}")

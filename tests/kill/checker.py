@@ -313,18 +313,22 @@ def an_attempt_is_one_process(account: Account) -> Iterator[str]:
 
 
 def slots_hold(account: Account) -> Iterator[str]:
-    """A worker never runs more at a time than it has slots. What a killed worker ran ends with it; an attempt that
-    tells no end otherwise counts for no time at all."""
+    """A worker never runs more at a time than it has slots. An attempt that tells no end counts until its worker was
+    killed, if nothing else can have ended it, and else for no time at all."""
     slots = {event.worker: event.slots for _, event in account.each(Worked)}
+    cancelled = {account.key_of.get(event.run) for _, event in account.each(Cancelled)}
     steps: dict[str, list[tuple[float, int]]] = defaultdict(list)
     for tries in account.tries.values():
         for attempt in tries:
             began = attempt.began
+            end = began.at
             if attempt.ended is not None:
                 end = attempt.ended.at
-            else:
-                kills = (f.since for f in account.faults if f.worker == began.worker and f.kind in DEADLY)
-                end = min((since for since in kills if since >= began.at), default=began.at)
+            elif began.key not in cancelled:
+                after = (fault for fault in account.faults if fault.worker == began.worker and fault.at > began.at)
+                first = next(after, None)
+                if first is not None and first.kind in DEADLY:
+                    end = first.since
             steps[began.worker] += [(began.at, 1), (max(end, began.at), -1)]
     for worker, changes in steps.items():
         running = most = 0

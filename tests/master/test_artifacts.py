@@ -42,6 +42,10 @@ def settle(store):
     store._thread.submit(int).result(PATIENCE)
 
 
+def swept(store, named, older_than):
+    return store.sweep(named, older_than).result(PATIENCE)
+
+
 def make_old(store, data, seconds):
     then = time.time() - seconds
     os.utime(store.path(address(data)), (then, then))
@@ -58,15 +62,16 @@ def store(folder):
 
 
 class Gate:
-    """Holds the thread of a store before it syncs a file, until it is opened."""
+    """Holds the thread of a store at its n-th sync from here on, until it is opened."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch, nth=0):
         self.reached, self.is_open = threading.Event(), threading.Event()
-        real = os.fsync
+        real, left = os.fsync, iter(range(nth, -9, -1))
 
         def fsync(fd):
-            self.reached.set()
-            assert self.is_open.wait(PATIENCE)
+            if next(left) == 0:
+                self.reached.set()
+                assert self.is_open.wait(PATIENCE)
             real(fd)
 
         monkeypatch.setattr(os, "fsync", fsync)
@@ -224,19 +229,43 @@ def test_a_file_is_held_when_it_and_the_way_to_it_are_on_the_disk(store, folder,
     assert happened == [inode(place), "named", inode(place.parent), inode(folder), "answered"]
 
 
-def test_before_it_is_on_the_disk_nobody_is_told(store, monkeypatch):
-    gate = Gate(monkeypatch)
+@pytest.mark.parametrize("nth", range(3), ids=["content", "folder", "folder of folders"])
+def test_before_all_of_it_is_on_the_disk_nobody_is_told(store, monkeypatch, nth):
+    gate = Gate(monkeypatch, nth)
     held = store.put("me", address(DATA), 0, len(DATA), DATA)
     assert gate.reached.wait(PATIENCE)
     assert store.size(address(DATA)) == -1
     assert not held.done()
     gate.is_open.set()
     assert held.result(PATIENCE) == len(DATA)
+    assert store.size(address(DATA)) == len(DATA)
 
 
-def test_a_file_that_cannot_be_synced_is_not_held(store, folder, monkeypatch):
+def test_a_file_that_is_held_stays_so_while_it_is_brought_again(store, monkeypatch):
+    bring(store, DATA)
+    gate = Gate(monkeypatch, 1)
+    again = store.put("you", address(DATA), 0, len(DATA), DATA)
+    assert gate.reached.wait(PATIENCE)
+    assert store.size(address(DATA)) == len(DATA)
+    gate.is_open.set()
+    assert again.result(PATIENCE) == len(DATA)
+
+
+def test_a_start_brings_to_the_disk_what_the_last_process_left_on_its_way(store, folder, monkeypatch):
+    bring(store, DATA)
+    synced = record_syncs(monkeypatch)
+    BlobStore(folder, LIMIT)
+    assert set(synced) == {inode(folder.parent), inode(folder), inode(store.path(address(DATA)).parent)}
+
+
+@pytest.mark.parametrize("nth", range(3), ids=["content", "folder", "folder of folders"])
+def test_a_file_that_cannot_be_synced_is_not_held(store, folder, monkeypatch, nth):
+    real, left = os.fsync, iter(range(nth, -9, -1))
+
     def fsync(fd):
-        raise OSError(errno.EIO, "Input/output error")
+        if next(left) == 0:
+            raise OSError(errno.EIO, "Input/output error")
+        real(fd)
 
     with monkeypatch.context() as broken:
         broken.setattr(os, "fsync", fsync)
@@ -245,6 +274,7 @@ def test_a_file_that_cannot_be_synced_is_not_held(store, folder, monkeypatch):
     assert store.size(address(DATA)) == -1
     assert parts(folder) == []
     assert bring(store, DATA) == len(DATA)
+    assert store.size(address(DATA)) == len(DATA)
 
 
 def test_files_survive_a_restart_and_unfinished_ones_do_not(store, folder):
@@ -315,7 +345,7 @@ def test_what_is_moved_in_is_young(store, tmp_path):
     backup.write_bytes(DATA)
     os.utime(backup, (0, 0))
     store.adopt(backup)
-    assert store.sweep((), 60) == 0
+    assert swept(store, (), 60) == 0
 
 
 def test_a_file_that_is_moved_in_is_on_the_disk(store, folder, tmp_path, monkeypatch):
@@ -334,10 +364,10 @@ def test_files_that_nothing_names_go_when_they_are_old(store, folder):
         bring(store, data)
     make_old(store, b"named", 1000)
     make_old(store, b"old", 1000)
-    assert store.sweep({address(b"named")}, 500) == 1
+    assert swept(store, {address(b"named")}, 500) == 1
     assert [store.size(address(data)) for data in (b"named", b"young", b"old")] == [5, 5, -1]
     assert parts(folder) == []
-    assert store.sweep({address(b"named")}, 500) == 0
+    assert swept(store, {address(b"named")}, 500) == 0
 
 
 @pytest.mark.parametrize("interest", ["size", "get", "put"])
@@ -350,13 +380,13 @@ def test_a_file_that_somebody_is_interested_in_stays(store, interest):
         store.get(address(DATA), 5)
     else:
         bring(store, DATA)
-    assert store.sweep((), 500) == 0
+    assert swept(store, (), 500) == 0
     assert store.size(address(DATA)) == len(DATA)
 
 
 def test_a_file_that_is_being_brought_is_not_swept(store):
     store.put("me", address(DATA), 0, len(DATA), DATA[:9]).result(PATIENCE)
-    assert store.sweep((), -1000) == 0
+    assert swept(store, (), -1000) == 0
     assert store.put("me", address(DATA), 9, len(DATA), DATA[9:]).result(PATIENCE) == len(DATA)
 
 
@@ -373,7 +403,7 @@ def test_who_was_told_that_a_file_is_held_finds_it_whatever_is_swept_meanwhile(s
         return real(path, target)
 
     monkeypatch.setattr(type(store.path(address(DATA))), "rename", rename)
-    assert store.sweep((), 500) == 1
+    assert swept(store, (), 500) == 1
     asking.join(PATIENCE)
     assert answers == [-1]
 

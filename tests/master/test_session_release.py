@@ -25,7 +25,7 @@ class FakeTransport:
 @pytest.fixture
 def session():
     pump = SimpleNamespace(position=0, durable=0, touched={})
-    master = SimpleNamespace(settings=Settings(), pump=pump)
+    master = SimpleNamespace(settings=Settings(), pump=pump, sabotage=frozenset())
     session = Session(master)
     session._transport = FakeTransport()
     session.pump = pump

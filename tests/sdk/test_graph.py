@@ -52,11 +52,17 @@ def test_a_matrix_makes_an_array_with_a_payload_for_each_combination():
         ({"name": "t", "run": "echo ${matrix.y}", "matrix": {"x": [1]}}, "${matrix.y}"),
         ({"name": "t", "run": "echo ${matrix.y}"}, "no matrix"),
         ({"name": "prepare", "run": "true"}, "is there already"),
+        ({"name": "t", "run": "echo ${tasks.prepare}"}, "write ${tasks.NAME.result}"),
+        ({"name": "t", "run": "echo ${ tasks.prepare.result}"}, "without spaces"),
+        ({"name": "t", "run": ["echo", "${tasks.prep.result}"]}, "not in this graph yet (did you mean 'prepare'?)"),
+        ({"name": "t", "run": "true", "env": {"E": "${tasks.prepare.result}"}}, "does not need (add it to needs=)"),
+        ({"name": "t", "run": "echo ${tasks.many.result}", "needs": ["many"]}, "which is an array"),
     ],
 )
 def test_what_is_wrong_with_a_task_is_said_where_it_is_added(fields, said):
     graph = Graph("g")
     graph.task("prepare", run="true")
+    graph.task("many", run="true", matrix={"x": [1]})
     with pytest.raises(InvalidGraph) as error:
         graph.task(**fields)
     assert said in str(error.value)
@@ -77,3 +83,14 @@ def test_a_parent_must_be_of_the_same_graph():
 def test_a_project_folder_must_be_there(tmp_path):
     with pytest.raises(InvalidGraph, match="is not there"):
         Graph("g", project=tmp_path / "nope")
+
+
+def test_the_result_of_an_ancestor_may_stand_in_a_task():
+    graph = Graph("g")
+    a = graph.task("a", run="true")
+    b = graph.task("b", run="true", needs=[a])
+    c = graph.task("c", run="echo ${tasks.a.result}", needs=[b, graph.task("other", run="true")])
+    d = graph.task("d", run=["x", "${tasks.c.result}"], env={"E": "${tasks.a.result}"}, needs=[c])
+    spec, _ = graph.to_spec()
+    assert spec.tasks[-1].work.argv == ("x", "${tasks.c.result}")
+    assert d.spec.work.env == {"E": "${tasks.a.result}"}

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import ast
 import ctypes
-import json
 import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from titan_fast.worker import keeper as keeper_module
 KEEPER = keeper_module.__file__
 DEADLINE = 20.0
 AGENT = """
-import os, signal, subprocess, sys, time
+import os, signal, socket, subprocess, sys, time
 sys.path.insert(0, {folder!r})
 from keeper import die_with_keeper
 die_with_keeper()
@@ -35,6 +35,9 @@ def say(*words):
 def wait():
     while True:
         signal.pause()
+
+def line():
+    return socket.socket(fileno=int(os.environ["TITAN_KEEPER_EXITS"]))
 
 say("agent", os.getpid())
 """
@@ -235,86 +238,159 @@ def test_one_ctrl_c_that_comes_twice_is_one(keep):
 # ---------------------------------------------------------------- dying and starting again
 
 
-@pytest.mark.kill
-def test_a_killed_agent_is_started_again_after_its_tasks_are_ended(keep, tmp_path):
-    kept = keep(
-        f"""
-NOTES = {str(tmp_path / "notes")!r}
+FIRST_AND_SECOND = """
+NOTES = {notes!r}
 tasks = [int(line.split()[1]) for line in open(NOTES) if line.startswith("task")]
-if tasks:
-    def is_alive(pid):
-        try:
-            return open(f"/proc/{{pid}}/stat").read().rpartition(")")[2].split()[0] != "Z"
-        except OSError:
-            return False
-    say("second", sum(map(is_alive, tasks)))
-    sys.exit(0)
+
+def read(sock, count):
+    data = b""
+    while data.count(b"\\n") < count:
+        data += sock.recv(65536)
+    return [line.decode() for line in data.splitlines()]
 """
-        + leaves_trees(tmp_path)
-        + "say('ready', 0); wait()",
-        "--spool",
-        str(tmp_path / "spool"),
+
+
+def in_two_lives(tmp_path, first, second):
+    """The code of an agent's first life, and of those after it, which finds ``tasks`` in the notes and does not end."""
+    head = FIRST_AND_SECOND.replace("{notes!r}", repr(str(tmp_path / "notes"))).replace("\\\\", "\\")
+    return f"{head}\nif tasks:\n{textwrap.indent(second, '    ')}\n{first}\n"
+
+
+@pytest.mark.kill
+def test_what_a_killed_agent_left_runs_on_under_the_next(keep, tmp_path):
+    """The processes are the keeper's children now; they end with it, when the agent ends on purpose."""
+    kept = keep(
+        in_two_lives(
+            tmp_path,
+            leaves_trees(tmp_path) + "say('ready', 0)\nwait()",
+            """
+for pid in tasks:
+    fields = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()
+    say("found", pid, fields[0], int(fields[1]) - os.getppid())
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+say("second", os.getpid())
+wait()
+""",
+        )
     )
     kept.wait_for("task", 2)
     kept.wait_for("ready")
     os.kill(kept.pids("agent")[0], signal.SIGKILL)
+    kept.wait_for("second")
+    assert "was ended by signal 9; starting it again in 0.05 s" in kept.said()
+    found = {int(line[1]): line[2:] for line in kept.lines() if line[0] == "found"}
+    assert set(found) == set(kept.pids("task"))
+    assert all(state == "S" for state, _ in found.values())
+    assert "0" in {parent for _, parent in found.values()}
+    kept.process.send_signal(signal.SIGTERM)
     assert kept.end() == 0
-    assert [line for line in kept.lines() if line[0] == "second"] == [["second", "0"]]
-    assert "was ended by signal 9; starting it again in 0.2 s" in kept.said()
-    exits = [json.loads(line) for line in (tmp_path / "spool" / "exits.jsonl").read_text().splitlines()]
-    by_pid = {item["pid"]: item for item in exits}
-    for pid in kept.pids("task"):
-        assert by_pid[pid]["status"] == -signal.SIGKILL
-        assert by_pid[pid]["start"] > 0 and abs(by_pid[pid]["at"] - time.time()) < DEADLINE
-    assert not set(kept.pids("agent")) & set(by_pid), "agents are no orphans"
+    assert all(is_gone(pid) for pid in kept.pids("task"))
 
 
-def test_exits_of_orphans_are_recorded_while_the_agent_runs(keep, tmp_path):
-    kept = keep(
-        """
+LEAVES_ORPHANS = """
 for code in (0, 7):
     if os.fork() == 0:
         if os.fork() == 0:
-            say("orphan", os.getpid())
+            say("task", os.getpid())
+            if code == 7:
+                os.kill(os.getpid(), signal.SIGTERM)
             os._exit(code)
         os._exit(0)
     os.wait()
-say("ready", 0)
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-wait()
+"""
+
+
+def test_exits_are_told_from_the_first_untaken_one_to_every_next_agent(keep, tmp_path):
+    kept = keep(
+        in_two_lives(
+            tmp_path,
+            LEAVES_ORPHANS + "say('told', *read(line(), 2))\nos.kill(os.getpid(), 9)",
+            """
+sock = line()
+if len(open(NOTES).read().split("agent")) == 3:
+    say("told", *read(sock, 2))
+    sock.send(b".")
+    sock.send(b"?")
+    say("synced", *read(sock, 1))
+    os.kill(os.getpid(), 9)
+sock.send(b"?")
+say("told", *read(sock, 2))
+sys.exit(0)
 """,
-        f"--spool={tmp_path}/spool/deep",
+        )
     )
-    kept.wait_for("ready")
-    path = tmp_path / "spool" / "deep" / "exits.jsonl"
-    until(lambda: path.exists() and path.read_text().count("\n") == 2, "two exits")
-    kept.process.send_signal(signal.SIGTERM)
     assert kept.end() == 0
-    exits = {item["pid"]: item["status"] for item in map(json.loads, path.read_text().splitlines())}
-    assert set(exits) == set(kept.pids("orphan")) and sorted(exits.values()) == [0, 7]
+    assert len(kept.pids("agent")) == 3
+    told = [list(map(float, line[1:])) for line in kept.lines() if line[0] == "told"]
+    first, second, third = ([numbers[at : at + 4] for at in range(0, len(numbers), 4)] for numbers in told)
+    assert [item[0] for item in first] == kept.pids("task")
+    assert [item[2] for item in first] == [0, -signal.SIGTERM]
+    assert all(item[1] > 0 and abs(item[3] - time.monotonic()) < DEADLINE for item in first)
+    assert second == first, "the first agent died without having dealt with them"
+    assert third == first[1:], "the second one took the first of them"
+    assert ["synced"] in kept.lines()
+
+
+def test_a_process_is_waited_for_only_after_a_note_was_made():
+    """Until then its number stays its own, and its exit code is nowhere else."""
+    kept = keeper_module.Keeper.__new__(keeper_module.Keeper)
+    kept._agent = 0
+    states = []
+    kept._record = lambda pid, status: states.append((pid, status, keeper_module._stat(pid)[0]))
+    child = subprocess.Popen(["sh", "-c", "exit 7"])
+    until(lambda: kept._reap(), "its end")
+    assert states == [(child.pid, 7, "Z")]
+    assert keeper_module._stat(child.pid) == []
+
+
+def test_an_agent_that_reads_nothing_holds_nobody_up(keep):
+    kept = keep(
+        """
+for _ in range(20):
+    if os.fork() == 0:
+        for _ in range(40):
+            if os.fork() == 0:
+                os._exit(0)
+        os._exit(0)
+say("ready", 0)
+while os.wait():
+    pass
+""".replace("while os.wait():\n    pass", "[os.wait() for _ in range(20)]\nsay('done', 0)\nwait()")
+    )
+    kept.wait_for("done")
+    until(lambda: not psutil.Process(kept.process.pid).children()[1:], "all are waited for")
+    kept.process.send_signal(signal.SIGTERM)
+    assert kept.end() == 128 + signal.SIGTERM
 
 
 @pytest.mark.kill
-def test_a_spool_that_cannot_be_written_stops_nothing(keep, tmp_path):
-    (tmp_path / "spool").write_text("a file, no folder")
-    kept = keep(leaves_trees(tmp_path) + "wait()", "--spool", str(tmp_path / "spool"), "--quick-deaths", "1")
+def test_when_no_agent_stays_up_everything_ends(keep, tmp_path):
+    kept = keep(in_two_lives(tmp_path, leaves_trees(tmp_path) + "wait()", "sys.exit(1)"), "--loss-time", "1")
     kept.wait_for("task", 2)
     os.kill(kept.pids("agent")[0], signal.SIGKILL)
     assert kept.end() == keeper_module.GAVE_UP
-    assert "could not be recorded" in kept.said()
+    assert all(is_gone(pid) for pid in kept.pids("task"))
+    said = kept.said().splitlines()
+    assert said[:4] == [
+        "titan-fast keeper: the agent was ended by signal 9; starting it again in 0.05 s",
+        "titan-fast keeper: the agent ended with exit code 1; starting it again in 0.1 s",
+        "titan-fast keeper: the agent ended with exit code 1; starting it again in 0.2 s",
+        "titan-fast keeper: the agent ended with exit code 1; starting it again in 0.4 s",
+    ]
+    assert said[-1] == (
+        "titan-fast keeper: the agent ended with exit code 1, and none stayed up for 1 s: everything ends now"
+    )
 
 
 @pytest.mark.kill
-def test_gives_up_after_quick_deaths(keep):
-    kept = keep("sys.exit(1)", "--quick-deaths", "3")
-    assert kept.end() == keeper_module.GAVE_UP
-    assert len(kept.pids("agent")) == 3
-    said = kept.said().splitlines()
-    assert said == [
-        "titan-fast keeper: the agent ended with exit code 1; starting it again in 0.2 s",
-        "titan-fast keeper: the agent ended with exit code 1; starting it again in 0.4 s",
-        "titan-fast keeper: the agent ended with exit code 1, 3 times now soon after its start: giving up",
-    ]
+def test_told_to_stop_between_two_agents_it_ends_what_the_first_one_left(keep, tmp_path):
+    kept = keep(in_two_lives(tmp_path, leaves_trees(tmp_path) + "wait()", "sys.exit(1)"))
+    kept.wait_for("task", 2)
+    os.kill(kept.pids("agent")[0], signal.SIGKILL)
+    until(lambda: "starting it again in 0.8 s" in kept.said(), "a long pause")
+    kept.process.send_signal(signal.SIGTERM)
+    assert kept.end() == 128 + signal.SIGTERM
+    assert all(is_gone(pid) for pid in kept.pids("task"))
 
 
 @pytest.mark.kill
@@ -347,14 +423,14 @@ def test_an_agent_whose_keeper_is_gone_already_does_not_begin(tmp_path):
 
 
 def test_an_agent_that_cannot_be_started(tmp_path):
-    command = [sys.executable, "-P", KEEPER, "--quick-deaths=2", "--", "/no/such/agent"]
+    command = [sys.executable, "-P", KEEPER, "--loss-time=0.01", "--", "/no/such/agent"]
     done = subprocess.run(command, capture_output=True, timeout=DEADLINE)
     assert done.returncode == keeper_module.GAVE_UP
     assert b"the agent cannot be started: /no/such/agent: No such file or directory" in done.stderr
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--"], ["true"], ["--spool"], ["--quick-deaths", "x", "--", "true"], ["--x", "--", "true"]]
+    "arguments", [[], ["--"], ["true"], ["--loss-time"], ["--loss-time", "x", "--", "true"], ["--x", "1", "--", "true"]]
 )
 def test_usage(arguments):
     done = subprocess.run([sys.executable, "-P", KEEPER, *arguments], capture_output=True, timeout=DEADLINE)
@@ -377,7 +453,7 @@ sys.exit(0)
     told = {line[0]: line[1:] for line in kept.lines()}
     assert (told["group"], told["mask"], told["keeper"]) == (["0"], ["0"], ["0"])
     assert told["stdin"] == ["/dev/null"]
-    assert len(told["files"]) <= 5, "the keeper's own descriptors do not come along"
+    assert len(told["files"]) <= 5, "the keeper's own descriptors do not come along, but for the one end of the line"
 
 
 def test_it_is_the_process_that_was_the_command(keep, tmp_path):
@@ -400,7 +476,7 @@ def test_it_imports_nothing_of_the_house():
 def test_it_goes_on_after_a_fault_of_its_own(monkeypatch):
     """Whatever is raised, a running agent is kept, not started twice."""
     kept = keeper_module.Keeper.__new__(keeper_module.Keeper)
-    kept._agent, kept._asked, kept._force_at, kept._is_forced = 4711, 0, 0.0, False
+    kept._agent, kept._asked, kept._force_at, kept._is_forced, kept._line = 4711, 0, 0.0, False, None
     kept._reap = lambda: [(4711, 0)]
     kept._start_agent = lambda: pytest.fail("a second agent was started")
     assert kept._run_agent() == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -97,14 +98,17 @@ def test_projects_around_it_leave_it_out(space, root):
 
 
 def test_leftovers_of_an_earlier_agent(space, root):
-    space.attempt_dir(7)
+    for fence in (7, 8):
+        space.attempt_dir(fence)
     (root / "runs" / ".new-3-abcd").mkdir()
     (root / "projects" / ".new-abcd").mkdir()
     space.working_copy(5)
     space.close()
     again = Workspace(root)
     again.open()
-    assert os.listdir(root / "attempts") == []
+    assert sorted(os.listdir(root / "attempts")) == ["0.7", "0.8"], "whose they are is in the journal"
+    again.keep_attempts([8])
+    assert os.listdir(root / "attempts") == ["0.8"]
     assert os.listdir(root / "runs") == ["5"] and again.runs() == [5]
     assert os.listdir(root / "projects") == [".boot"] or not os.path.exists("/proc/sys/kernel/random/boot_id")
     again.close()
@@ -321,13 +325,22 @@ def test_two_at_once(space, root):
     assert not [name for name in os.listdir(root / "projects") if name.startswith(".new")]
 
 
-def test_another_history_has_other_runs(space):
-    space.adopt_history("cluster-a")
-    place = space.working_copy(1)
-    space.adopt_history("cluster-a")
-    assert os.path.isdir(place)
-    space.adopt_history("cluster-b")
-    assert space.runs() == [] and not os.path.exists(place)
+def test_it_remembers_whose_runs_it_holds(space, root):
+    assert space.history == ""
+    space.remember_history("cluster-a")
+    space.close()
+    again = Workspace(root)
+    again.open()
+    assert again.history == "cluster-a"
+    again.close()
+    space.open()
+
+
+def test_it_knows_whether_something_can_be_written(space, root):
+    assert space.has_room()
+    assert not (root / "room").exists()
+    (root / "room").mkdir()
+    assert not space.has_room()
 
 
 SPARSE = entry("sparse", kind=tarfile.GNUTYPE_SPARSE)
@@ -475,13 +488,14 @@ BASE = {
 }
 
 
-def environment(work=None, base=BASE, payload=None, graph_env=None, allow=""):
+def environment(work=None, base=BASE, payload=None, graph_env=None, allow="", results=None):
     return build_environment(
         base,
         allow=allow,
         graph_env=graph_env or {},
         work=work or Work(argv=("true",)),
         payload=payload,
+        results=results,
         run=12,
         task="12/extract",
         attempt=2,
@@ -588,6 +602,21 @@ def test_matrix_in_commands(copy):
         assert resolve_command(work, payload, copy) == expected
     with pytest.raises(InvalidGraph, match="there are: flag, list, n, name, py, x"):
         resolve_command(Work(shell="${matrix.y}"), payload, copy)
+
+
+def test_results_of_other_tasks_in_commands(copy):
+    """Whatever they hold: what is put in is not looked at again."""
+    results = {"a-1": "x ${matrix.n} ${tasks.b.result}", "b": ""}
+    work = Work(argv=("run", "<${tasks.a-1.result}>", "${tasks.b.result}"), args=("${matrix.n}",))
+    expected = ("run", "<x ${matrix.n} ${tasks.b.result}>", "", "3")
+    assert resolve_command(work, {"n": 3}, copy, results) == expected
+    assert resolve_command(Work(shell="echo ${tasks.b.result}!"), None, copy, results) == ("/bin/sh", "-c", "echo !")
+    env = environment(Work(argv=("true",), env={"X": "${tasks.a-1.result}"}), results=results)
+    assert env["X"] == results["a-1"]
+    for reference in ("tasks.c.result", "tasks.b"):
+        words = re.escape(f"'${{{reference}}}' has no value; there are results of: a-1, b")
+        with pytest.raises(InvalidGraph, match=words):
+            resolve_command(Work(shell=f"${{{reference}}}"), None, copy, results)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def replay(
 
     instance = load_instance(file)
     if not local:
-        with Client(master, token_file=token_file) as client:
+        with output.connect(master, token_file) as client:
             ready = sum(worker.slots for worker in client.workers() if worker.state == "READY")
             if not ready:
                 raise InvalidUsage("no worker is ready", hint="start one: titan-fast worker --slots 16, or use --local")
@@ -65,7 +65,7 @@ def replay(
             cluster.start_worker("local", "--slots", str(slots), "--drain", "0")
             host, _, port = cluster.address.rpartition(":")
             token = token_path(host, int(port), "client", {"TITAN_HOME": str(home)})
-            with Client(cluster.address, token_file=str(token)) as client:
+            with output.connect(cluster.address, str(token), 0.0) as client:
                 _wait_for_slots(client, slots)
                 return _replay(client, instance, scale, slots, as_json)
     finally:

@@ -69,7 +69,7 @@ def _kernel() -> Iterator[Check]:
 
 def _cluster(master: str | None, token_file: str | None) -> Iterator[Check]:
     try:
-        with Client(master, token_file=token_file, timeout=1.0) as client:
+        with Client(master, token_file=token_file, timeout=1.0, reconnect_timeout=1.0) as client:
             stats = client.stats()
             workers = client.workers()
     except TitanError as error:
@@ -81,7 +81,7 @@ def _cluster(master: str | None, token_file: str | None) -> Iterator[Check]:
         "durability",
         durable,
         stats.durability,
-        "" if durable else "this version keeps runs in memory: a stopped master forgets them",
+        "" if durable else "a stopped master forgets its runs: start it with --durability disk",
     )
     ready = [worker for worker in workers if worker.state == "READY"]
     slots = sum(worker.slots for worker in ready)

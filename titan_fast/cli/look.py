@@ -13,7 +13,6 @@ from titan_fast.errors import InvalidUsage
 from titan_fast.ids import TaskId
 from titan_fast.protocol import messages as msg
 from titan_fast.sdk import calls
-from titan_fast.sdk.client import Client
 
 LATER = {"services": "services", "schedules": "cron", "gates": "approvals"}
 
@@ -32,11 +31,12 @@ def ls(
         raise InvalidUsage(f"this version has no {LATER[what]} yet", hint="there are runs, tasks and workers")
     if what not in ("runs", "tasks", "workers"):
         raise InvalidUsage(f"there is no listing of '{what}'", hint="there are runs, tasks and workers")
-    with Client(master, token_file=token_file) as client:
+    with output.connect(master, token_file) as client:
         if what == "workers":
             return _write_workers(client.workers(), as_json)
         number = 0 if what == "runs" else calls.task_id(run_id).run or 0
         page = client.call(calls.list_page(what, number, state.upper(), "", limit))
+    output.warn_unless(page.durable)
     if what == "runs":
         if as_json:
             output.write_json([output.run_document(row) for row in page.runs])
@@ -124,7 +124,7 @@ def _write_workers(workers: list[msg.WorkerRow], as_json: bool) -> int:
 @output.client_options
 def workers(master: str | None, token_file: str | None, as_json: bool) -> int:
     """List the workers."""
-    with Client(master, token_file=token_file) as client:
+    with output.connect(master, token_file) as client:
         return _write_workers(client.workers(), as_json)
 
 
@@ -145,8 +145,9 @@ def show(
 ) -> int:
     """A run with its tasks, or one task."""
     wanted = calls.task_id(target)
-    with Client(master, token_file=token_file) as client:
+    with output.connect(master, token_file) as client:
         shown = client.call(calls.show(wanted, cursor, limit))
+    output.warn_unless(shown.durable)
     document: dict[str, Any] = output.run_document(shown.run)
     if as_json:
         document["tasks"] = [output.task_document(task) for task in shown.tasks]
@@ -201,8 +202,9 @@ def _write_tree(shown: msg.Shown) -> None:
 @output.client_options
 def explain(target: str, master: str | None, token_file: str | None, as_json: bool) -> int:
     """Why a task or run is where it is, and what would help."""
-    with Client(master, token_file=token_file) as client:
+    with output.connect(master, token_file) as client:
         found = client.explain(target)
+    output.warn_unless(found.durable)
     if as_json:
         output.write_json(
             {
@@ -237,10 +239,10 @@ def logs(
 ) -> int:
     """The output of a task, as it wrote it (12/extract, 12/square[417], or 12 when it has one task)."""
     wanted = calls.task_id(target)
-    stream = calls.logs(wanted, follow, -1 if tail is None else tail, attempt or 0)
     out = sys.stdout.buffer
     text: list[bytes] = []
-    with Client(master, token_file=token_file) as client:
+    with output.connect(master, token_file) as client:
+        stream = calls.logs(client.exact(wanted), follow, -1 if tail is None else tail, attempt or 0)
         for piece in client.stream(stream):
             if as_json:
                 text.append(piece.data)
@@ -258,8 +260,9 @@ def logs(
 @output.client_options
 def stats(master: str | None, token_file: str | None, as_json: bool) -> int:
     """The master's own figures."""
-    with Client(master, token_file=token_file) as client:
+    with output.connect(master, token_file) as client:
         stated = client.stats()
+    output.warn_unless(stated.durable)
     document = {
         "accel": stated.accel,
         "loop": stated.loop,
@@ -274,6 +277,7 @@ def stats(master: str | None, token_file: str | None, as_json: bool) -> int:
         "facts": stated.facts,
         "facts_per_commit": stated.facts_per_commit,
         "durability": stated.durability,
+        "durable": stated.durable,
         "connections": stated.connections,
         "loop_lag": stated.loop_lag,
         "memory": stated.memory,
@@ -283,6 +287,7 @@ def stats(master: str | None, token_file: str | None, as_json: bool) -> int:
         return 0
     document["tasks"] = ", ".join(f"{n} {state}" for state, n in stated.tasks.items() if n) or "none"
     document["facts_per_commit"] = f"{stated.facts_per_commit:.1f}"
+    document["durable"] = "yes" if stated.durable else "no, the disk is stuck"
     document["loop_lag"] = f"{1000 * stated.loop_lag:.2f} ms (slowest turn since last asked)"
     document["memory"] = f"{stated.memory / (1 << 20):.1f} MiB"
     for key, value in document.items():

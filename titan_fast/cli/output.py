@@ -13,6 +13,7 @@ import orjson
 
 from titan_fast.errors import TitanError
 from titan_fast.protocol import messages as msg
+from titan_fast.sdk.client import Client
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,6 +39,15 @@ def client_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+def connect(master: str | None, token_file: str | None, reconnect_timeout: float | None = None) -> Client:
+    """The client of a verb: says on stderr when its master is away and when it is back."""
+
+    def tell(text: str) -> None:
+        click.echo(f"titan-fast: {text}", err=True)
+
+    return Client(master, token_file=token_file, reconnect_timeout=reconnect_timeout, tell=tell)
 
 
 def wants_json(arguments: Sequence[str]) -> bool:
@@ -68,6 +78,12 @@ def write_error(error: TitanError, arguments: Sequence[str]) -> None:
         click.echo(f"  {error.hint}", err=True)
 
 
+def warn_unless(durable: bool) -> None:
+    """Beside an answer that rests on facts the master cannot write down now."""
+    if not durable:
+        click.echo("titan-fast: the master's disk is stuck; a crash now would undo some of this", err=True)
+
+
 def at(seconds: float) -> str | None:
     """RFC 3339 in UTC; None for what has not happened."""
     if not seconds:
@@ -95,6 +111,16 @@ def span(seconds: float | None) -> str:
     if minutes < 60:
         return f"{minutes}m{rest:02d}s"
     return f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def size(number: int) -> str:
+    """Bytes for people: 17 B, 2.4 KiB, 1.0 GiB."""
+    amount = float(number)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.1f} {unit}" if unit != "B" else f"{number} B"
+        amount /= 1024
+    return f"{amount:.1f} GiB"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:

@@ -29,7 +29,7 @@ def follow(updates: Iterator[msg.Update], quiet: bool = False) -> msg.Update:
                     bar,
                     total=sum(last.counts.values()),
                     completed=done,
-                    description=f"run {last.run} {last.name}",
+                    description=f"run {last.run} {last.name}" + ("" if last.durable else " (the disk is stuck)"),
                     running=running[:60] + ("…" if len(running) > 60 else ""),
                 )
     if last is None:

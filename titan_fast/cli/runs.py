@@ -11,26 +11,14 @@ from typing import Any
 import click
 
 from titan_fast.cli import output
+from titan_fast.cli.options import DurationType
 from titan_fast.cli.progress import follow
 from titan_fast.errors import InvalidFile, InvalidUsage, WaitTimedOut
 from titan_fast.ids import TaskId
-from titan_fast.model.units import parse_duration
 from titan_fast.protocol import messages as msg
 from titan_fast.sdk import calls
 from titan_fast.sdk.client import Client
 from titan_fast.sdk.handles import RunHandle
-
-
-class DurationType(click.ParamType[float]):
-    """``90``, ``5m``, ``1h30m``: seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return parse_duration(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 def _inputs(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -70,7 +58,7 @@ def run(
         return _run_locally(loaded, slots, timeout, as_json)
     if slots is not None:
         raise InvalidUsage("--slots goes with --local")
-    with Client(master, token_file=token_file) as client:
+    with output.connect(master, token_file) as client:
         handle = client.submit_loaded(loaded)
         if not wait:
             return _say_submitted(handle, as_json)
@@ -132,7 +120,7 @@ def _run_locally(loaded: Any, slots: int | None, timeout: float | None, as_json:
         with LocalCluster(home) as cluster:
             options = ["--slots", str(slots)] if slots else []
             cluster.start_worker("local", *options, "--drain", "0")
-            with Client(cluster.address, token_file=_local_token(cluster.address, home)) as client:
+            with output.connect(cluster.address, _local_token(cluster.address, home), 0.0) as client:
                 handle = client.submit_loaded(loaded)
                 try:
                     code = _wait(client, handle, timeout, as_json, detach=False)
@@ -193,7 +181,7 @@ def submit(
         retries=retries,
         timeout=task_timeout,
     )
-    with Client(master, token_file=token_file) as client:
+    with output.connect(master, token_file) as client:
         handle = client.submit(graph)
         if not wait:
             return _say_submitted(handle, as_json)
@@ -229,9 +217,10 @@ def lint(file: Path, pairs: tuple[str, ...], as_json: bool) -> int:
 def wait(target: str, timeout: float | None, master: str | None, token_file: str | None, as_json: bool) -> int:
     """Wait for a run (12, last) or a task (12/extract) to end."""
     wanted = calls.task_id(target)
-    with Client(master, token_file=token_file) as client:
+    with output.connect(master, token_file) as client:
+        exact = client.exact(wanted)
         try:
-            update = follow(client.stream(calls.watch(wanted, True), timeout), quiet=as_json)
+            update = follow(client.stream(calls.watch(exact, True), timeout), quiet=as_json)
         except WaitTimedOut:
             raise WaitTimedOut(
                 f"{target} is not finished after {timeout:g} s; it goes on", hint=f"titan-fast explain {target}"
@@ -253,9 +242,9 @@ def wait(target: str, timeout: float | None, master: str | None, token_file: str
 def cancel(target: str, until_gone: bool, master: str | None, token_file: str | None, as_json: bool) -> int:
     """End a run, a task or an array member; what depends on it is cancelled too."""
     wanted = calls.task_id(target)
-    with Client(master, token_file=token_file) as client:
-        run_id = client.call(calls.cancel(wanted))
-        exact = wanted._replace(run=run_id)
+    with output.connect(master, token_file) as client:
+        exact = client.exact(wanted)
+        client.call(calls.cancel(exact))
         state = "CANCELLING"
         if until_gone:
             update = follow(client.stream(calls.watch(exact, False)), quiet=True)
@@ -273,10 +262,11 @@ def cancel(target: str, until_gone: bool, master: str | None, token_file: str | 
 def retry(target: str, master: str | None, token_file: str | None, as_json: bool) -> int:
     """Open what is FAILED, DEAD or CANCELLED again, and what was skipped because of it."""
     wanted = calls.task_id(target)
-    with Client(master, token_file=token_file) as client:
-        run_id = client.call(calls.retry(wanted))
+    with output.connect(master, token_file) as client:
+        exact = client.exact(wanted)
+        client.call(calls.retry(exact))
     if as_json:
-        output.write_json({"run": run_id, "state": "RUNNING"})
+        output.write_json({"run": exact.run, "state": "RUNNING"})
     else:
-        click.echo(f"{wanted._replace(run=run_id)} is open again: titan-fast wait {run_id}")
+        click.echo(f"{exact} is open again: titan-fast wait {exact.run}")
     return 0

@@ -10,7 +10,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import click
 
@@ -39,6 +39,11 @@ def _die_with(parent: int | None) -> None:
         sys.exit(0)
 
 
+_durability = click.option(
+    "--durability",
+    type=click.Choice(get_args(get_type_hints(config.StoreSettings)["durability"])),
+    help="what is accepted survives: disk a power cut, os a killed process, memory nothing [disk]",
+)
 _with_parent = click.option("--with-parent", type=int, hidden=True)
 _verbose = click.option("-v", "--verbose", is_flag=True, help="log what happens, on stderr")
 
@@ -47,6 +52,7 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="log what happens,
 @click.option("--host", help="address to listen on [127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="port to listen on, 0 picks one [9090]")
 @click.option("--state-dir", metavar="DIR", help="where it keeps its state [$TITAN_HOME/state]")
+@_durability
 @click.option("--uvloop/--no-uvloop", default=None, help="run on uvloop where it is installed [yes]")
 @click.option("--drain", type=float, help="seconds a stop waits for what runs [10]")
 @click.option("--ready-fd", type=int, hidden=True)
@@ -56,6 +62,7 @@ def master(
     host: str | None,
     port: int | None,
     state_dir: str | None,
+    durability: str | None,
     uvloop: bool | None,
     drain: float | None,
     ready_fd: int | None,
@@ -85,7 +92,8 @@ def master(
                     "state_dir": state_dir,
                     "uvloop": uvloop,
                     "drain": drain,
-                }
+                },
+                "store": {"durability": durability},
             }
         )
         return run_loop(run_master(settings, announce), settings.master.uvloop)
@@ -187,14 +195,24 @@ def agent(**options: Any) -> int:
 @click.option("--caps", metavar="A,B", help="capabilities of each")
 @click.option("--state-dir", metavar="DIR", help="where the master keeps its state [$TITAN_HOME/state]")
 @click.option("--port", type=click.IntRange(0, 65535), help="port to listen on, 0 picks one [9090]")
+@_durability
 @_verbose
-def up(count: int, slots: int | None, caps: str | None, state_dir: str | None, port: int | None, verbose: bool) -> int:
+def up(
+    count: int,
+    slots: int | None,
+    caps: str | None,
+    state_dir: str | None,
+    port: int | None,
+    durability: str | None,
+    verbose: bool,
+) -> int:
     """A master and workers on this machine, in the foreground, until Ctrl-C."""
     from titan_fast.sdk.local import LocalCluster
 
     settings = config.load({"master": {"port": port, "state_dir": state_dir}})
     home = config.home()
     options = ["--state-dir", str(Path(state_dir).absolute())] if state_dir else []
+    options += ["--durability", durability] if durability else []
     cluster = LocalCluster(home, options=[*options, *(["-v"] if verbose else [])], quiet=False)
     stopping: list[int] = []
 

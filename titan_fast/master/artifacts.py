@@ -63,10 +63,14 @@ class BlobStore:
         self._parts = itertools.count()
         self._moving = threading.Lock()
         """Held while a file comes to its place, goes from it, or is asked for: none of these half."""
+        self._arriving: set[str] = set()
+        """In their places, and the way there is not on the disk yet."""
         folder.mkdir(parents=True, exist_ok=True)
-        _sync_folder(folder.parent)
         for leftover in folder.glob("*.part"):
             leftover.unlink()
+        # The last process may have been killed while files were arriving.
+        for known in (folder.parent, folder, *filter(Path.is_dir, folder.iterdir())):
+            _sync_folder(known)
 
     def path(self, digest: str) -> Path:
         """Where a file is, if it is held. Raises BadMessage for what is no address."""
@@ -79,9 +83,10 @@ class BlobStore:
     def size(self, digest: str) -> int:
         """Bytes; -1 when it is not held. Who asks is about to name it: it will not be swept meanwhile."""
         try:
-            return self._touch(digest)
+            size = self._touch(digest)
         except FileNotFoundError:
             return -1
+        return -1 if digest in self._arriving else size
 
     def get(self, digest: str, offset: int) -> tuple[bytes, int]:
         """(piece, size of the whole file); no bytes when that is the end. Raises NoSuchBlob."""
@@ -190,18 +195,22 @@ class BlobStore:
         place.parent.mkdir(exist_ok=True)
         os.utime(path)
         with self._moving:
+            if not place.exists():
+                self._arriving.add(digest)
             path.replace(place)
         _sync_folder(place.parent)
         _sync_folder(self._folder)
+        self._arriving.discard(digest)
 
     # ------------------------------------------------------------ forgetting
 
-    def sweep(self, named: Container[str], older_than: float) -> int:
-        """Remove files that nothing names and nobody was interested in for ``older_than`` seconds; returns how many.
+    def sweep(self, named: Container[str], older_than: float) -> Future[int]:
+        """Remove files that nothing names and nobody was interested in for ``older_than`` seconds: how many, once it is
+        done. An upload comes before the request that names it, so ``older_than`` must be longer than a client takes
+        for that, and than it takes until the store knows."""
+        return self._thread.submit(self._sweep, named, older_than)
 
-        An upload comes before the request that names it, so ``older_than`` must be longer than a client takes for
-        that, and than ``named`` is old. Takes as long as it takes: not for the loop.
-        """
+    def _sweep(self, named: Container[str], older_than: float) -> int:
         before = time.time() - older_than
         removed = 0
         for folder in self._folder.iterdir():

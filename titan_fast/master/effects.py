@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from titan_fast.errors import InternalError, TitanError
+from titan_fast.master.sabotage import ASSIGN_BEFORE_ADMISSION, KEYS_CONSUMED_BY_FAILURES, KILL_BEFORE_COMMIT
 from titan_fast.master.session import Session
 from titan_fast.model.results import references
 from titan_fast.model.spec import Work
@@ -71,6 +72,8 @@ class Effects:
             if session is None:
                 continue  # its inventory will not name them, so they go elsewhere
             after = self._accepted.get(command.run, 0)
+            if ASSIGN_BEFORE_ADMISSION in self._master.sabotage:
+                after = 0
             try:
                 if (command.run, command.spec, command.generation) not in session.known_specs:
                     self._send_spec(session, command, after)
@@ -177,6 +180,8 @@ class Effects:
         ticket = self._master.intake.tickets.pop(command.ticket)
         if ticket.op is Op.ATTACH:
             ticket.session.attaching = False
+        if KEYS_CONSUMED_BY_FAILURES in self._master.sabotage and ticket.key is not None:
+            self._master.history.consumed.add(ticket.key)
         ticket.session.refuse_request(command.error, ticket.request)
 
     def _verdict(self, command: cmd.Verdict) -> None:
@@ -200,7 +205,11 @@ class Effects:
             work = _decode_work(run.works[run.spec_of(command.index)])
             grace = min(int(1000 * work.grace), 0xFFFFFFFF)
             columns = ([command.run], [command.index], [command.fence], [grace])
-            session.send_when_durable(send_hot(Op.KILL, 0, columns))
+            frame = send_hot(Op.KILL, 0, columns)
+            if KILL_BEFORE_COMMIT in self._master.sabotage:
+                session.send(frame)
+            else:
+                session.send_when_durable(frame)
 
     def _runchanged(self, command: cmd.RunChanged) -> None:
         self._master.watchers.run_changed(command.run)

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from titan_fast.errors import StoreFailed, TitanError
-from titan_fast.master.store import backup
 from titan_fast.master.store.base import Pruned
 
 if TYPE_CHECKING:
@@ -25,6 +24,8 @@ SLICE = 0.005
 """Seconds of one piece of work in the store's thread."""
 EVERY = 5.0
 """Seconds between two looks."""
+SWEEP_EVERY = 300.0
+"""Seconds between two looks at all files."""
 DAY = 86400.0
 UNNAMED = 3600.0
 """Seconds a file that nothing names is kept: who uploads it names it later, and a backup is being fetched."""
@@ -40,6 +41,7 @@ class Garden:
         self._seen, self._collected = -1, 0
         self._is_backing_up = False
         self._collects = False
+        self._sweep_at = self._loop.time() + SWEEP_EVERY
 
     def collect_when_idle(self) -> None:
         """The core's tables hold no cycles, and a collection over a million rows stops the loop for a quarter of a
@@ -59,7 +61,7 @@ class Garden:
             gc.collect()
             self._collected = position
         self._seen = position
-        self._master.space.restore()
+        self._master.pump.committer.call(self._master.space.restore, lambda _: None)
         self.prune(-1, -1.0, lambda runs: self._tidy() if not runs else None)
 
     # ------------------------------------------------------------ old runs
@@ -102,6 +104,10 @@ class Garden:
                 log.error("the store could not be tidied: %s", result)
 
         self._master.pump.committer.call(lambda: self._master.store.tidy(SLICE), tidied)
+        now = self._loop.time()
+        if now < self._sweep_at:
+            return
+        self._sweep_at = now + SWEEP_EVERY
         named = self._master.store.digests()
         named.update(run.project for run in self._master.scheduler.state.runs.values() if run.project)
         self._master.blobs.sweep(named, UNNAMED)
@@ -118,6 +124,8 @@ class Garden:
         path = master.state_dir / f".backup.{os.getpid()}"
 
         def work() -> None:
+            from titan_fast.master.store import backup
+
             found: tuple[str, int] | TitanError
             try:
                 backup.pack(master.state_dir, master.store, path)

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from titan_fast.master.committer import Committer
+from titan_fast.master.sabotage import REPLIES_NOT_STORED
 from titan_fast.master.store.base import AttemptRow, RunHead, Store
 from titan_fast.scheduler import recovery
 from titan_fast.scheduler.facts import KEYED, ArtifactPublished, AttemptsEnded, Fact, Key, KvChanged
@@ -25,6 +26,9 @@ class History:
         self._committer = committer
         # Rebuilt runs are for looking: the classes of their tasks must not get into the live queue.
         self._aside = State(0, random.Random(0), tuning)
+        self._sabotage = tuning.sabotage
+        self.consumed: set[Key] = set()
+        """For `KEYS_CONSUMED_BY_FAILURES` alone."""
         self._rebuilt: OrderedDict[int, Run] = OrderedDict()
 
     # ------------------------------------------------------------ attempts
@@ -74,6 +78,10 @@ class History:
 
     def reply(self, key: Key) -> int | None:
         """What a request was answered that is repeated now; None when it never succeeded."""
+        if REPLIES_NOT_STORED in self._sabotage:
+            return None
+        if key in self.consumed:
+            return 0
         for fact in self._pending():
             if isinstance(fact, KEYED) and fact.key == key:
                 return number_of(fact)

@@ -42,6 +42,7 @@ class Ticket(msgspec.Struct, frozen=True):
     request: int
     op: Op
     watch: bool = False
+    key: Key | None = None
 
 
 class Intake:
@@ -112,7 +113,8 @@ class Intake:
     def _ticket(self, session: Session, incoming: Incoming, watch: bool = False) -> int:
         number = self._next_ticket
         self._next_ticket += 1
-        self.tickets[number] = Ticket(session, incoming.request, incoming.op, watch)
+        once = getattr(incoming.message, "once", None)
+        self.tickets[number] = Ticket(session, incoming.request, incoming.op, watch, _key(once) if once else None)
         return number
 
     def _handle(self, event: ev.Event) -> None:

@@ -29,8 +29,9 @@ from titan_fast.master.liveness import Liveness
 from titan_fast.master.logs import LogStore
 from titan_fast.master.pump import Pump
 from titan_fast.master.queries import Queries
+from titan_fast.master.sabotage import FENCES_REUSED, OLD_ATTACH_ACCEPTED, STALE_SESSION_ACCEPTED
 from titan_fast.master.session import Session
-from titan_fast.master.space import Space
+from titan_fast.master.space import BALLAST, Space
 from titan_fast.master.store.base import Store
 from titan_fast.master.store.memory import MemoryStore
 from titan_fast.master.store.sqlite import SqliteStore
@@ -61,6 +62,7 @@ class Master:
         wall: Callable[[], float] = time.time,
         seed: int | None = None,
         on_failure: Callable[[Exception], None] | None = None,
+        sabotage: frozenset[str] = frozenset(),
     ) -> None:
         """Everything after ``store`` is for a simulation, which has its own disk, clocks, chance and end."""
         self.settings = settings
@@ -68,6 +70,8 @@ class Master:
         self._make_committer = committer
         self._clock, self._wall = clock, wall
         self._seed = random.SystemRandom().getrandbits(64) if seed is None else seed
+        self.sabotage = sabotage
+        """Faults built in on purpose, by name, to see a test go red (`master.sabotage`)."""
         self._on_failure = on_failure or _end_at_once
         self.state_dir = Path(settings.master.state_dir or home() / "state").absolute()
         self.started_at = wall()
@@ -100,10 +104,15 @@ class Master:
         self._lock_state()
         loop = asyncio.get_running_loop()
         self.loop_name = type(loop).__module__.partition(".")[0]
-        self.space = Space(self.state_dir, self.settings.store.free_space)
-        self.space.restore()
         self.store = self._given_store or self._open_store()
-        opened = self.store.open()
+        is_kept = self.store.durability != "memory"
+        self.space = Space(self.state_dir, self.settings.store.free_space, BALLAST if is_kept else 0)
+        try:
+            opened = self.store.open()
+        except DiskFull:
+            self.space.release()
+            opened = self.store.open()
+        self.space.restore()
         self.epoch, self.nonce, self.nonces = opened.epoch, opened.nonce, opened.nonces
         self.cluster = self._cluster_id()
         scheduler = self.settings.scheduler
@@ -114,8 +123,10 @@ class Master:
             keep_copies=scheduler.keep_copies,
             recovery_grace=scheduler.recovery_grace,
             kv_bytes=self.settings.limits.kv,
+            sabotage=self.sabotage,
         )
-        self.scheduler = Scheduler(self.epoch, self._seed, tuning)
+        epoch = 1 if FENCES_REUSED in self.sabotage else self.epoch
+        self.scheduler = Scheduler(epoch, self._seed, tuning)
         limits = self.settings.limits
         self.pump = Pump(
             self.scheduler, self._on_failure, self._disk_is_full, limits.uncommitted, self._clock, self._wall
@@ -124,8 +135,7 @@ class Master:
         self.history = History(self.store, self.pump.committer, tuning)
         self.data = Data(self)
         self.blobs = BlobStore(self.state_dir / "blobs", limits.project)
-        is_fresh = self.store.durability == "memory"
-        self.logs = LogStore(self.state_dir / "logs", limits.log_head, limits.log_tail, fresh=is_fresh)
+        self.logs = LogStore(self.state_dir / "logs", limits.log_head, limits.log_tail, fresh=not is_kept)
         self.queries = Queries(self)
         self.watchers = Watchers(self)
         self.followers = Followers(self)
@@ -287,10 +297,12 @@ class Master:
                     f"worker {message.name} ({message.worker}) is connected already",
                     hint="two agents share a work directory; give each its own with --work-dir or --name",
                 )
-            if old.nonce == message.nonce and message.connection < old.connection_number:
+            is_older = old.nonce == message.nonce and message.connection < old.connection_number
+            if is_older and OLD_ATTACH_ACCEPTED not in self.sabotage:
                 raise Refused("a newer connection of this worker is there")
-            old.worker = ""
-            old.abort()
+            if STALE_SESSION_ACCEPTED not in self.sabotage:
+                old.worker = ""
+                old.abort()
         session.worker = message.worker
         session.nonce = message.nonce
         session.connection_number = message.connection

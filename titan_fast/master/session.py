@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 from titan_fast._layout import MAX_BODY, OLD_VERSION
 from titan_fast._version import __version__
 from titan_fast.errors import BadProof, Refused, TitanError, UnexpectedMessage, WrongVersion
+from titan_fast.master.sabotage import ACKNOWLEDGE_BEFORE_COMMIT, VERDICT_BEFORE_COMMIT
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Connection, Incoming, old_version_error, send, send_error
 from titan_fast.protocol.handshake import NONCE_BYTES, is_nonce, is_proof, proof
@@ -217,13 +218,19 @@ class Session(asyncio.Protocol):
 
     def send_when_durable(self, frame: bytes) -> None:
         """Leaves when every fact made so far is durable."""
+        if ACKNOWLEDGE_BEFORE_COMMIT in self.master.sabotage:
+            self.send(frame)
+            return
         self.send_after(self.master.pump.position, frame)
 
     def attach(self, verdict: Message, request: int) -> None:
         """The verdict, and behind it what was held back for it."""
         self.attaching = False
-        self.attached_at = self.master.pump.position
-        self.reply(verdict, request)
+        if VERDICT_BEFORE_COMMIT in self.master.sabotage:
+            self.send(send(verdict, request=request, is_reply=True))
+        else:
+            self.attached_at = self.master.pump.position
+            self.reply(verdict, request)
         held, self._attached = self._attached, []
         for frame in held:
             self.send_when_durable(frame)

@@ -178,7 +178,8 @@ class Followers:
                 return False
             run = self._master.queries.run(follower.run)
             newest = self._master.queries.fence_of_attempt(run, follower.index, 0)
-            if not follower.fixed and newest != follower.fence and follower.follow:
+            # After a restart the newest one known may be an older one, until its worker is back.
+            if not follower.fixed and newest > follower.fence and follower.follow:
                 follower.fence, follower.offset = newest, 0
                 continue
             if follower.follow and not self._master.queries.is_settled(run, follower.index):

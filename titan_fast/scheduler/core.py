@@ -76,7 +76,7 @@ class Scheduler:
     def place(self) -> None:
         """Assign what can be assigned; does nothing unless something since the last turn asks for it."""
         state = self.state
-        if state.undecided and state.parents_ended:
+        if state.to_decide:
             workers.decide_undecided(state, self._out)
         if not state.needs_placement or state.stopping or state.is_stuck:
             return

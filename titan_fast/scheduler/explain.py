@@ -20,11 +20,13 @@ class Explanation(msgspec.Struct, frozen=True):
     fix: str = ""
 
 
-def reason_of(state: State, run: Run, index: int) -> str:
-    """The short reason every listing shows beside the state."""
+def reason_of(state: State, run: Run, index: int, lot: Lot | None = None) -> str:
+    """The short reason every listing shows beside the state. ``lot``: of its open attempt, where that is known."""
     value = TaskState(run.state[index])
     if value is S.BLOCKED:
-        return "parents"
+        if index in run.cancel_asked:
+            return "cancelling"
+        return "recovery" if run.held and not run.unmet[run.spec_of(index)] else "parents"
     if value is S.DELAYED:
         return "backoff" if index in run.failures else "delay"
     if value is S.READY:
@@ -33,7 +35,7 @@ def reason_of(state: State, run: Run, index: int) -> str:
     if value is S.PINNED:
         return "affinity"
     if value in (S.ASSIGNED, S.RUNNING):
-        lot = lot_of(run, index)
+        lot = lot or lot_of(run, index)
         if lot is None or value is S.RUNNING:
             return ""
         return f"queued:{state.workers[lot.worker].name}"
@@ -82,6 +84,11 @@ def explain_task(state: State, run: Run, index: int) -> Explanation:
 def _blocked(state: State, run: Run, index: int) -> tuple[str, str]:
     spec = run.spec_of(index)
     waiting = [parent for parent in run.parents_of(spec) if run.open[parent]]
+    if run.held and (index in run.cancel_asked or not waiting):
+        goes_on = "is cancelled" if index in run.cancel_asked else "goes on"
+        silent = sorted(state.workers[worker].name for worker in state.awaited or ())
+        others = f" and {len(silent) - 5} more" if len(silent) > 5 else ""
+        return f"{goes_on} when {', '.join(silent[:5])}{others} attached again, or in a few seconds without", ""
     names = ", ".join(f"'{run.names[parent]}'" for parent in waiting[:5])
     more = f" and {len(waiting) - 5} more" if len(waiting) > 5 else ""
     first = TaskId(run.id, run.names[waiting[0]]) if waiting else run.id

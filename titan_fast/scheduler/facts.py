@@ -92,6 +92,8 @@ class TasksSettled(Fact, frozen=True, tag="tasks_settled"):
     count: int
     state: str
     reason: str
+    floor: int = 0
+    """The last fence at that time: no attempt of a child at or below it can have been given because of this end."""
     version: int = 1
 
 
@@ -160,6 +162,8 @@ class KvChanged(Fact, frozen=True, tag="kv_changed"):
     """Grows with every change of any key."""
     expires_at: float = 0.0
     """Wall clock; 0: never."""
+    ttl: float = 0.0
+    """Seconds it was given to live; with ``expires_at`` this bounds what is left when the wall clock jumped."""
     version: int = 1
     key: Key = NO_KEY
 

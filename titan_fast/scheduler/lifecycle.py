@@ -69,18 +69,21 @@ def public_counts(counts: list[int]) -> dict[str, int]:
 FINAL = frozenset({S.COMPLETED, S.FAILED, S.SKIPPED, S.CANCELLED, S.DEAD})
 IN_FLIGHT = frozenset({S.ASSIGNED, S.RUNNING, S.CANCELLING})
 
+_BACK = (S.READY, S.PINNED, S.DELAYED, S.BLOCKED)
+
 TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
     # READY and PINNED are where a released task waits; DELAYED comes first when it has a delay.
-    # From every state of waiting a task may be found at a worker after a restart (ASSIGNED: adopted).
+    # After a restart a task may be found at a worker, whatever it waits for here (ASSIGNED: adopted), and while its run
+    # is held, what comes back from a worker waits with the rest (BLOCKED).
     S.BLOCKED: frozenset({S.DELAYED, S.READY, S.PINNED, S.ASSIGNED, S.SKIPPED, S.CANCELLED}),
     S.DELAYED: frozenset({S.READY, S.PINNED, S.ASSIGNED, S.CANCELLED}),
     S.READY: frozenset({S.ASSIGNED, S.CANCELLED}),
     # FAILED: the worker it must run on is gone for good.
     S.PINNED: frozenset({S.READY, S.ASSIGNED, S.CANCELLED, S.FAILED}),
     # A result may overtake the notice that the attempt started, so ASSIGNED has the endings of RUNNING.
-    S.ASSIGNED: frozenset({S.RUNNING, S.READY, S.PINNED, S.DELAYED, S.CANCELLING, S.COMPLETED, S.FAILED, S.DEAD}),
+    S.ASSIGNED: frozenset({S.RUNNING, *_BACK, S.CANCELLING, S.COMPLETED, S.FAILED, S.DEAD}),
     # RUNNING to ASSIGNED: a later attempt of it turned up.
-    S.RUNNING: frozenset({S.READY, S.PINNED, S.DELAYED, S.ASSIGNED, S.CANCELLING, S.COMPLETED, S.FAILED, S.DEAD}),
+    S.RUNNING: frozenset({S.ASSIGNED, *_BACK, S.CANCELLING, S.COMPLETED, S.FAILED, S.DEAD}),
     S.CANCELLING: frozenset({S.CANCELLED}),
     # Final within a generation; retry opens the next one.
     S.COMPLETED: frozenset(),

@@ -7,10 +7,11 @@ queue's best stretch, as much of it as evens out the load. The cost is per lot, 
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from heapq import heapify, heappop, heappush
 
 from titan_fast.scheduler.commands import Assign, Recall
+from titan_fast.scheduler.events import HeldAttempt
 from titan_fast.scheduler.lifecycle import S, move
 from titan_fast.scheduler.state import RECALLING, WAITING, Due, Lot, Outbox, Run, State, View, Worker
 
@@ -155,6 +156,31 @@ def book(state: State, worker: Worker, run: Run, lot: Lot) -> None:
     worker.fences.insert(at, lot.fence)
     worker.lots.insert(at, lot)
     run.lots[lot.fence] = lot
+
+
+def adopt(state: State, worker: Worker, run: Run, spec: int, item: HeldAttempt) -> Lot:
+    """An attempt that is at a worker already, into the books: the next member of the lot before it, if it is that."""
+    at = bisect_right(worker.fences, item.fence) - 1
+    lot = worker.lots[at] if at >= 0 else None
+    if (
+        lot is not None
+        and (lot.run, lot.spec, lot.generation, lot.attempt) == (run.id, spec, item.generation, item.attempt)
+        and (lot.first + lot.count, lot.fence + lot.count) == (item.index, item.fence)
+    ):
+        lot.count += 1
+        lot.open += 1
+        lot.marks.append(WAITING)
+        state.in_flight[lot.priority] += 1
+    else:
+        priority = run.options_of(spec).priority
+        lot = Lot(
+            run.id, spec, item.index, 1, item.fence, worker.id, item.generation, item.attempt, priority, state.now
+        )
+        book(state, worker, run, lot)
+    run.visited.add(worker.id)
+    worker.held += 1
+    load_changed(state, worker)
+    return lot
 
 
 # ---------------------------------------------------------------- recall

@@ -8,26 +8,16 @@ BLOCKED, until `let_go`, so that nothing that still runs somewhere is started ag
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from titan_fast.scheduler import facts as fact
 from titan_fast.scheduler import placement
+from titan_fast.scheduler.events import RUNS, WAITS, HeldAttempt
 from titan_fast.scheduler.facts import EndedHead, KvChanged, RunRecord, WorkerRegistered
 from titan_fast.scheduler.graph import admit
 from titan_fast.scheduler.lifecycle import FINAL, TaskState, move
 from titan_fast.scheduler.reactions import tasks
-from titan_fast.scheduler.state import (
-    CANCELLED,
-    STARTED,
-    UNWANTED,
-    UPSTREAM,
-    Entry,
-    Lot,
-    Outbox,
-    Run,
-    State,
-    Worker,
-)
+from titan_fast.scheduler.sabotage import BACKOFF_FORGOTTEN, CANCEL_FORGOTTEN, CRASHES_FORGOTTEN, HOLD_SKIPPED
+from titan_fast.scheduler.state import CANCELLED, UNWANTED, UPSTREAM, Entry, Lot, Outbox, Run, State, Worker
 
 S = TaskState
 
@@ -41,9 +31,16 @@ _SETTLED_BIT = {"upstream_failed": UPSTREAM, "when": UNWANTED}
 
 
 def rebuild(state: State, record: RunRecord) -> Run:
-    """The run as its facts tell it, for a look or to go on with. Unfinished tasks are BLOCKED; the state is not
-    changed (but for the classes of what its tasks require)."""
+    """The run as its facts tell it, for a look. Unfinished tasks are BLOCKED; the state is not changed (but for the
+    classes of what its tasks require)."""
     return _replayed(state, record).run
+
+
+def recall(state: State, record: RunRecord) -> Run:
+    """A finished run as it was, for a retry."""
+    replay = _replayed(state, record)
+    _restore_places(replay, _ids_by_name(state))
+    return replay.run
 
 
 def _replayed(state: State, record: RunRecord) -> _Replay:
@@ -56,16 +53,6 @@ def _replayed(state: State, record: RunRecord) -> _Replay:
     return replay
 
 
-class _Seen(NamedTuple):
-    """An attempt that was running when it was last seen."""
-
-    fence: int
-    generation: int
-    attempt: int
-    worker: str
-    started: int
-
-
 class _Replay:
     """Facts of one run, in order, into its columns."""
 
@@ -73,11 +60,16 @@ class _Replay:
         self.run = run
         self.settled_at = [at] * len(run.names)
         """Spec -> when something of it was last settled."""
-        self.running: dict[int, _Seen] = {}
+        self.running: dict[int, tuple[str, HeldAttempt]] = {}
+        """Index -> (worker id, its attempt) that was running when it was last seen."""
         self.cancels: list[tuple[int, int]] = []
+        self.reopened: dict[int, int] = {}
+        """Index -> how many of the cancels are older than its generation."""
         self.accepted_at = at
         self.places: dict[int, str] = {}
         """Spec -> name of the worker where the last of it ended, in the order of their ends."""
+        self.visited: set[str] = set()
+        """Names of workers."""
 
     def take(self, item: object) -> None:
         run = self.run
@@ -92,9 +84,13 @@ class _Replay:
             case fact.AttemptsRunning():
                 run.started_at = run.started_at or item.at
                 run.status = "RUNNING"
-                seen = zip(item.fence, item.generation, item.attempt, item.worker, item.started, strict=True)
-                self.running.update(zip(item.index, map(_Seen._make, seen), strict=True))
+                rows = zip(item.index, item.generation, item.fence, item.attempt, item.started, strict=True)
+                for worker, (index, generation, fence, attempt, started) in zip(item.worker, rows, strict=True):
+                    held = HeldAttempt(run.id, index, generation, fence, RUNS, attempt, started)
+                    self.running[index] = worker, held
             case fact.TasksSettled():
+                spec = run.spec_of(item.first)
+                run.best[spec] = max(run.best[spec], item.floor)
                 run.state[item.first : item.first + item.count] = bytes([_FINAL_BY_NAME[item.state]]) * item.count
                 if item.state == "FAILED":
                     run.reasons[item.first] = item.reason
@@ -133,11 +129,15 @@ class _Replay:
             self.settled_at[spec] = at
             self._ended_at(spec, worker)
             spec += 1
+        if run.reasons:
+            for index in range(first, first + count):
+                run.reasons.pop(index, None)
 
     def _ended(self, row: tuple[int, int, int, int, str, str, float, float, str], at: float) -> None:
         run = self.run
         index, _generation, attempt, fence, state, reason, due, seconds, worker = row
         run.attempts[index] = attempt
+        self.visited.add(worker)
         if state == "PENDING":
             run.floors[index] = max(fence, run.floor_of(index))
             run.returning[index] = (due, seconds)
@@ -148,20 +148,22 @@ class _Replay:
                 run.reasons[index] = f"backoff after {reason}"
             return
         run.state[index] = _FINAL_BY_NAME[state]
-        self._ended_at(run.spec_of(index), worker)
+        spec = run.spec_of(index)
+        run.best[spec] = max(run.best[spec], fence)
         if state == "COMPLETED":
-            spec = run.spec_of(index)
-            run.best[spec] = max(run.best[spec], fence)
+            self._ended_at(spec, worker)
             run.reasons.pop(index, None)
         else:
             run.reasons[index] = reason
             if state == "FAILED":
+                self._ended_at(spec, worker)
                 run.failures[index] = run.failures.get(index, 0) + 1
             elif state == "DEAD":
                 run.crashes[index] = run.crashes.get(index, 0) + 1
         self._settled(index, 1, at)
 
     def _ended_at(self, spec: int, worker: str) -> None:
+        self.visited.add(worker)
         if self.run.options_of(spec).affinity is not None or self.run.tracks_places:
             self.places.pop(spec, None)  # the last one finished stands last
             self.places[spec] = worker
@@ -174,11 +176,13 @@ class _Replay:
             for index in range(first, first + count):
                 run.generation[index] = run.generation.get(index, 0) + 1
                 run.floors[index] = max(item.floor, run.floor_of(index))
-                for column in (run.failures, run.crashes, run.reasons, run.returning, self.running):
+                for column in (run.failures, run.crashes, run.reasons, self.running):
                     column.pop(index, None)
                 run.dropped.discard(index)
-        # Only what had ended can be opened again, so a cancel from before has nothing left to end.
-        self.cancels.clear()
+                # Only what had ended is opened again, so that a cancel from before has nothing left to end of it.
+                self.reopened[index] = len(self.cancels)
+                delay = run.options_of(run.spec_of(index)).delay
+                run.returning[index] = (item.at + delay, delay)
 
     def finish(self) -> None:
         """Counters and outcomes from the states; what is final waits for nothing."""
@@ -201,15 +205,16 @@ class _Replay:
             run.unmet[spec] = sum(1 for parent in parents if run.open[parent])
             if run.open[spec] and not run.unmet[spec]:
                 run.released_at[spec] = max((self.settled_at[parent] for parent in parents), default=self.accepted_at)
-        for first, count in self.cancels:
+        for number, (first, count) in enumerate(self.cancels):
             for value, start, length in run.stretches(first, count):
                 if value is S.BLOCKED:
-                    run.cancel_asked.update(range(start, start + length))
+                    asked = range(start, start + length)
+                    run.cancel_asked.update(index for index in asked if self.reopened.get(index, 0) <= number)
         run.returning = {index: due for index, due in run.returning.items() if run.state[index] == S.BLOCKED}
         self.running = {
-            index: seen
-            for index, seen in self.running.items()
-            if run.state[index] == S.BLOCKED and seen.fence > run.floor_of(index)
+            index: (worker, held)
+            for index, (worker, held) in self.running.items()
+            if run.state[index] == S.BLOCKED and held.fence > run.floor_of(index)
         }
 
 
@@ -231,7 +236,9 @@ def restore(
         state.kv[key.name] = Entry(key.value, key.revision, key.expires_at)
         state.kv_size += len(key.name) + len(key.value)
         if key.expires_at:
-            state.timer(max(0.0, key.expires_at - state.wall), ("kv_due", key.name, key.revision))
+            state.timer(tasks.left(state, key.expires_at, key.ttl), ("kv_due", key.name, key.revision))
+    ids = _ids_by_name(state)
+    sabotage = state.tuning.sabotage
     for record in runs:
         replay = _replayed(state, record)
         run = replay.run
@@ -239,13 +246,23 @@ def restore(
         state.runs[run.id] = run
         for value, n in enumerate(run.counts):
             state.totals[value] += n
-        _restore_places(state, run, replay.places)
-        for index, seen in replay.running.items():
-            worker = state.workers.get(seen.worker)
+        if CANCEL_FORGOTTEN in sabotage:
+            run.cancel_asked.clear()
+        if BACKOFF_FORGOTTEN in sabotage:
+            run.returning = dict.fromkeys(run.returning, (0.0, 0.0))
+        if CRASHES_FORGOTTEN in sabotage:
+            run.crashes.clear()
+        _restore_places(replay, ids)
+        for spec, place in replay.places.items():
+            affinity = run.options_of(spec).affinity
+            if affinity is not None and affinity.kind == "key":
+                state.keys[affinity.key] = ids.get(place, place)
+        for worker_id, held in replay.running.values():
+            worker = state.workers.get(worker_id)
             if worker is not None:
-                put_at(state, worker, run, index, seen.fence, seen.generation, seen.attempt, seen.started, out)
+                put_at(state, worker, run, held, out)
     state.awaited = set(state.workers)
-    if state.awaited:
+    if state.awaited and HOLD_SKIPPED not in sabotage:
         state.timer(state.tuning.recovery_grace, ("recovery_over",))
     else:
         let_go(state, out)
@@ -262,54 +279,38 @@ def _restore_worker(state: State, registered: WorkerRegistered) -> None:
     state.view_rows[worker.view].workers.add(worker.id)
 
 
-def _restore_places(state: State, run: Run, places: dict[int, str]) -> None:
-    """Where affinity wants what comes next. A name that no living worker has stays: its place is gone."""
-    ids = {worker.name: worker.id for worker in state.workers.values()}
-    for spec, name in places.items():
-        place = ids.get(name, name)
-        affinity = run.options_of(spec).affinity
-        if affinity is not None and affinity.kind == "key":
-            state.keys[affinity.key] = place
-        if run.tracks_places:
-            run.places[spec] = place
+def _ids_by_name(state: State) -> dict[str, str]:
+    return {worker.name: worker.id for worker in state.workers.values()}
 
 
-def put_at(
-    state: State,
-    worker: Worker,
-    run: Run,
-    index: int,
-    fence: int,
-    generation: int,
-    attempt: int,
-    started: int,
-    out: Outbox,
-) -> None:
-    """An attempt that is at a worker though nobody here assigned it (or remembers that he did).
+def _restore_places(replay: _Replay, ids: dict[str, str]) -> None:
+    """Where affinity wants what comes next, and who has a working copy. A name that no living worker has stays a
+    name: that place is gone."""
+    run = replay.run
+    run.visited.update(ids[name] for name in replay.visited if name in ids)
+    if run.tracks_places:
+        run.places.update((spec, ids.get(name, name)) for spec, name in replay.places.items())
 
-    ``started`` is 0 for one that waits for a slot. A task that was asked to be cancelled is being cancelled there.
-    """
+
+def put_at(state: State, worker: Worker, run: Run, item: HeldAttempt, out: Outbox) -> Lot:
+    """An attempt that is at a worker though nobody here assigned it (or remembers that he did). A task that was asked
+    to be cancelled is being cancelled there."""
+    index = item.index
     spec = run.spec_of(index)
-    tasks.take_out(state, run, spec, index, 1)
-    if run.state[index] != S.ASSIGNED:
-        move(state, run, index, 1, S.ASSIGNED)
+    if run.state[index] != S.CANCELLING:
+        tasks.take_out(state, run, spec, index, 1)
+        if run.state[index] != S.ASSIGNED:
+            move(state, run, index, 1, S.ASSIGNED)
     if run.status == "PENDING":
         run.status, run.started_at = "RUNNING", state.wall
-    run.visited.add(worker.id)
     run.returning.pop(index, None)
-    priority = run.options_of(spec).priority
-    lot = Lot(run.id, spec, index, 1, fence, worker.id, generation, attempt, priority, state.now)
-    placement.book(state, worker, run, lot)
-    worker.held += 1
-    if started:
-        lot.marks[0] = STARTED
-        lot.started[0] = started
-        worker.running += 1
-        move(state, run, index, 1, S.RUNNING)
-    if index in run.cancel_asked:
+    lot = placement.adopt(state, worker, run, spec, item)
+    if item.stage != WAITS:
+        tasks.mark_started(state, worker, run, lot, item.fence - lot.fence, item.started, out)
+    if index in run.cancel_asked and run.state[index] != S.CANCELLING:
         move(state, run, index, 1, S.CANCELLING)
-    placement.load_changed(state, worker)
     out.changed(run.id)
+    return lot
 
 
 # ---------------------------------------------------------------- the hold
@@ -331,7 +332,7 @@ def grace_is_over(state: State, out: Outbox) -> None:
 def let_go(state: State, out: Outbox) -> None:
     """Runs of earlier epochs go on: what no worker holds is released, and what was cancelled there is cancelled."""
     state.awaited = None
-    state.parents_ended = True
+    state.to_decide.update(state.questions)
     for run in [run for run in state.runs.values() if run.held]:
         run.held = False
         finished = _cancel_what_nobody_holds(state, run, out)
@@ -368,14 +369,12 @@ def _cancel_what_nobody_holds(state: State, run: Run, out: Outbox) -> list[int]:
 
 
 def _go_on(state: State, run: Run) -> None:
-    """Tasks that had attempts already: they wait out their backoff, or are ready again."""
+    """Tasks that were out already, or opened again: they wait out what is left of their backoff or delay."""
     returning, run.returning = run.returning, {}
     for index, (due, seconds) in sorted(returning.items()):
         spec = run.spec_of(index)
         if run.state[index] != S.BLOCKED or run.unmet[spec]:
             continue
-        rest = tasks.left(state, due, seconds)
-        if rest > 0:
-            tasks.wait(state, run, index, 1, rest)
-        else:
-            tasks.come_back(state, run, spec, index)
+        # What was opened again may have a parent that ended later: its delay began then.
+        due = max(due, run.released_at.get(spec, 0.0) + run.options_of(spec).delay)
+        tasks.come_back(state, run, spec, index, tasks.left(state, due, seconds))

@@ -17,7 +17,21 @@ ABSENT_IS_CRASH = "absent_is_crash"
 """An assignment that never arrived counts towards the crash limit."""
 COPIED_STATE = "copied_state"
 """Attempts of another history, whose epoch has our number, are taken for ours."""
+HIGHER_FENCE_IGNORED = "higher_fence_ignored"
+"""An attempt is kept though a later one of its task is known."""
+GENERATION_IGNORED = "generation_ignored"
+"""An attempt of another generation than the task is in is kept."""
+RETRY_FLOOR_KEPT = "retry_floor_kept"
+"""A retry does not raise the floors of what it opens again."""
+OLD_NONCE_KEPT = "old_nonce_kept"
+"""A new incarnation of a worker goes under the nonce of the old one."""
+HOLD_SKIPPED = "hold_skipped"
+"""After a restart nobody waits for the workers that were alive."""
+CANCEL_FORGOTTEN = "cancel_forgotten"
+"""A cancel that nobody had confirmed is forgotten in a restart."""
+BACKOFF_FORGOTTEN = "backoff_forgotten"
+"""What waited out a backoff or a delay starts at once after a restart."""
+CRASHES_FORGOTTEN = "crashes_forgotten"
+"""How many workers a task took with it is forgotten in a restart."""
 
-SABOTAGE = frozenset(
-    {PARENTS_COUNTED_ONCE, FORGET_TO_REQUEUE, FLOOR_IGNORED, PARENTS_FENCE_IGNORED, ABSENT_IS_CRASH, COPIED_STATE}
-)
+SABOTAGE = frozenset(value for name, value in list(globals().items()) if name.isupper())

@@ -190,7 +190,7 @@ class Run:
         self.cancel_asked: set[int] = set()
         """Tasks that somebody cancelled and whose end nobody has confirmed."""
         self.returning: dict[int, tuple[float, float]] = {}
-        """Tasks that had attempts and go on when the hold is over: (wall clock when due, seconds), or zeros."""
+        """Tasks that were out, or opened again, and go on when the hold is over: (wall clock when due, seconds)."""
         self.released_at: dict[int, float] = {}
         """Spec -> when its last parent ended (wall clock): its delay began then."""
         # expected seconds, by spec for arrays and by option (negative) for named tasks
@@ -491,8 +491,10 @@ class State:
         """During recovery: workers that were alive and have not attached yet. None: there is no recovery."""
         self.undecided: dict[str, dict[int, HeldAttempt]] = {}
         """Worker -> fence -> what it holds and must wait with, because a parent is not known to have ended."""
-        self.parents_ended = False
-        """Something ended that what is undecided may wait for."""
+        self.questions: dict[tuple[int, int], list[tuple[str, int]]] = {}
+        """(run, spec) -> (worker, fence) of what is undecided there, or was."""
+        self.to_decide: set[tuple[int, int]] = set()
+        """Of these (run, spec) something ended that what is undecided may have waited for."""
         self.unnoted: deque[tuple[float, Lot, int]] = deque()
         """Attempts that started, oldest first, and are not in a fact as running yet."""
         self.finished: deque[tuple[int, int, float]] = deque()

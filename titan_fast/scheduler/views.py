@@ -80,7 +80,7 @@ def view_tasks(state: State, run: Run, first: int, count: int) -> Iterator[TaskV
             index,
             run.label(index),
             PUBLIC[TaskState(run.state[index])],
-            reason_of(state, run, index) if lot is None or run.state[index] != TaskState.RUNNING else "",
+            reason_of(state, run, index, lot),
             run.generation.get(index, 0),
             lot.attempt if lot is not None else run.attempts.get(index, int(run.state[index] == TaskState.COMPLETED)),
             state.workers[lot.worker].name if lot is not None else "",

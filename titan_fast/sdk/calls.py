@@ -1,11 +1,11 @@
-"""Each call once: what is sent and what the answer means. `Client` carries them out blocking; an async client can
-carry out the same objects with ``await``.
+"""Each call once: what is sent, what the answer means, and how to go on after a lost connection. `Client` carries them
+out blocking; an async client can carry out the same objects with ``await``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -18,13 +18,18 @@ from titan_fast.protocol.messages import Message
 
 T = TypeVar("T")
 
+MAX_KEY = 512
+"""Characters of the name of a key or an artifact."""
+
 
 class Call(msgspec.Struct, Generic[T], frozen=True):
-    """One request with one answer."""
+    """One request with one answer. It may be sent again whenever the answer is missing."""
 
     message: Message
     parse: Callable[[Incoming], T]
     attachments: tuple[bytes, ...] = ()
+    then: str = ""
+    """The command to use when the master went away and did not come back."""
 
 
 class Stream(msgspec.Struct, Generic[T], frozen=True):
@@ -33,6 +38,17 @@ class Stream(msgspec.Struct, Generic[T], frozen=True):
     message: Message
     parse: Callable[[Incoming], T]
     is_last: Callable[[T], bool]
+    resume: Callable[[Message, Incoming], Message] | None = None
+    """(request, an answer to it) -> the request that asks for what follows; None: the same request."""
+    then: str = ""
+
+
+class Page(Protocol):
+    """A part of a listing."""
+
+    @property
+    def next(self) -> str:
+        """Where the page after it begins; empty: it is the last one."""
 
 
 def _message(incoming: Incoming):  # type: ignore[no-untyped-def]
@@ -55,20 +71,34 @@ def _parts(target: TaskId) -> tuple[int, str, int]:
     return target.run or 0, target.task or "", -1 if target.member is None else target.member
 
 
+# ---------------------------------------------------------------- runs and tasks
+
+
 def submit(graph: GraphSpec, payloads: tuple[bytes, ...]) -> Call[int]:
-    return Call(msg.Submit(graph=graph), lambda incoming: _message(incoming).run, payloads)
+    then = "titan-fast ls shows whether it was accepted"
+    return Call(msg.Submit(graph=graph), lambda incoming: _message(incoming).run, payloads, then)
 
 
 def cancel(target: TaskId) -> Call[int]:
-    return Call(msg.Cancel(*_parts(target)), lambda incoming: _message(incoming).run)
+    return Call(
+        msg.Cancel(*_parts(target)), lambda incoming: _message(incoming).run, then=f"titan-fast cancel {target}"
+    )
 
 
 def retry(target: TaskId) -> Call[int]:
-    return Call(msg.Retry(*_parts(target)), lambda incoming: _message(incoming).run)
+    then = f"titan-fast retry {target}"
+    return Call(msg.Retry(*_parts(target)), lambda incoming: _message(incoming).run, then=then)
+
+
+def drop(target: TaskId) -> Call[int]:
+    then = f"titan-fast dlq drop {target}"
+    return Call(msg.Drop(*_parts(target)), lambda incoming: _message(incoming).run, then=then)
 
 
 def watch(target: TaskId, progress: bool) -> Stream[msg.Update]:
-    return Stream(msg.Watch(*_parts(target), progress), _message, lambda update: update.final)
+    """``target`` names its run: the newest one may be another after a lost connection."""
+    then = f"titan-fast wait {target}"
+    return Stream(msg.Watch(*_parts(target), progress), _message, lambda update: update.final, then=then)
 
 
 def list_page(what: str, run: int = 0, state: str = "", cursor: str = "", limit: int = 100) -> Call[msg.Listed]:
@@ -94,23 +124,105 @@ class Piece(msgspec.Struct, frozen=True):
 
 
 def logs(target: TaskId, follow: bool, tail: int, attempt: int) -> Stream[Piece]:
+    """``target`` names its run, as for `watch`."""
+
     def parse(incoming: Incoming) -> Piece:
         logged = _message(incoming)
-        data = incoming.attachments[0] if incoming.attachments else b""
-        return Piece(data, logged.dropped, logged.final, logged.state, logged.attempt)
+        return Piece(_data(incoming), logged.dropped, logged.final, logged.state, logged.attempt)
+
+    def resume(asked: Message, incoming: Incoming) -> Message:
+        logged = _message(incoming)
+        read = logged.offset + len(_data(incoming))
+        return msgspec.structs.replace(asked, fence=logged.fence, offset=read, tail=-1)
 
     run, task, member = _parts(target)
-    return Stream(msg.Logs(run, task, member, attempt, follow, tail), parse, lambda piece: piece.final)
+    message = msg.Logs(run, task, member, attempt, follow, tail)
+    then = f"titan-fast logs {'-f ' if follow else ''}{target}"
+    return Stream(message, parse, lambda piece: piece.final, resume, then)
 
 
-def stats() -> Call[msg.Stated]:
-    return Call(msg.Stats(), _message)
+def _data(incoming: Incoming) -> bytes:
+    return incoming.attachments[0] if incoming.attachments else b""
+
+
+# ---------------------------------------------------------------- blobs
 
 
 def blob_size(digest: str) -> Call[int]:
     return Call(msg.BlobAsk(digest), lambda incoming: _message(incoming).size)
 
 
-def blob_put(digest: str, offset: int, size: int, data: bytes) -> Call[int]:
-    put = msg.BlobPut(digest=digest, offset=offset, size=size)
-    return Call(put, lambda incoming: _message(incoming).size, (data,))
+def blob_get(digest: str, offset: int) -> Call[bytes]:
+    return Call(msg.BlobGet(digest, offset), _data)
+
+
+# ---------------------------------------------------------------- data
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One key."""
+
+    name: str
+    value: bytes
+    revision: int
+    """Of its last change; `Keys.set` can expect it."""
+    expires_at: float
+    """Seconds since 1970; 0: never."""
+
+
+def kv_get(name: str) -> Call[Entry]:
+    def parse(incoming: Incoming) -> Entry:
+        found = _message(incoming)
+        return Entry(found.name, _data(incoming), found.revision, found.expires_at)
+
+    return Call(msg.KvGet(name=_checked(name, "key")), parse)
+
+
+def kv_set(name: str, value: bytes | None, expect: int | None, ttl: float) -> Call[int]:
+    """``value`` None takes the key away."""
+    message = msg.KvSet(name=_checked(name, "key"), expect=-1 if expect is None else expect, ttl=ttl)
+    attachments = () if value is None else (value,)
+    return Call(message, lambda incoming: _message(incoming).revision, attachments, f"titan-fast kv get {name}")
+
+
+def kv_list(prefix: str, after: str = "", limit: int = 1000) -> Call[msg.KvListed]:
+    return Call(msg.KvList(prefix=prefix, after=after, limit=limit), _message)
+
+
+def artifact_publish(name: str, digest: str) -> Call[None]:
+    message = msg.ArtifactPublish(name=_checked(name, "artifact"), digest=digest)
+    return Call(message, lambda incoming: None, then="titan-fast artifact ls shows whether it was published")
+
+
+def artifact_find(name: str) -> Call[msg.ArtifactFile]:
+    message = msg.ArtifactList(name=_checked(name, "artifact"))
+    return Call(message, lambda incoming: _message(incoming).artifacts[0])
+
+
+def artifact_list(prefix: str, after: str = "", limit: int = 1000) -> Call[msg.ArtifactListed]:
+    return Call(msg.ArtifactList(prefix=prefix, after=after, limit=limit), _message)
+
+
+def _checked(name: str, what: str) -> str:
+    if not 0 < len(name) <= MAX_KEY:
+        raise InvalidUsage(f"the name of {'an' if what[0] in 'a' else 'a'} {what} has 1 to {MAX_KEY} characters")
+    return name
+
+
+# ---------------------------------------------------------------- care
+
+
+def stats() -> Call[msg.Stated]:
+    return Call(msg.Stats(), _message)
+
+
+def prune(keep_runs: int | None, older_than: float | None) -> Call[int]:
+    """None: as the master's settings say. ``older_than`` in seconds."""
+    message = msg.Prune(
+        keep_runs=-1 if keep_runs is None else keep_runs, older_than=-1.0 if older_than is None else older_than
+    )
+    return Call(message, lambda incoming: _message(incoming).runs, then="titan-fast prune")
+
+
+def backup() -> Call[msg.BackedUp]:
+    return Call(msg.Backup(), _message, then="titan-fast backup FILE")

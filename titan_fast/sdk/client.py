@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -10,33 +12,41 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from titan_fast import config
+from titan_fast.errors import InvalidUsage
 from titan_fast.ids import TaskId
 from titan_fast.model.spec import GraphSpec
+from titan_fast.model.units import parse_duration
 from titan_fast.protocol import messages as msg
-from titan_fast.sdk import calls
+from titan_fast.sdk import blobs, calls
+from titan_fast.sdk.data import Artifacts, Keys
 from titan_fast.sdk.handles import RunHandle
-from titan_fast.sdk.wire import Wire
+from titan_fast.sdk.line import Line
 
 if TYPE_CHECKING:
     from titan_fast.model.yaml_file import LoadedGraph
     from titan_fast.sdk.graph import Graph
 
-T = TypeVar("T")
+log = logging.getLogger("titan_fast.client")
 
-PIECE = 4 << 20
-"""Bytes of a project archive in one message."""
+T = TypeVar("T")
+P = TypeVar("P", bound=calls.Page)
 
 
 class Client:
-    """A connection to a master.
+    """A client of a master. It connects when it is used first, and again when a connection breaks.
+
+    While the master is away calls wait for it and are then carried out, once: nothing is submitted twice, and nothing
+    that was accepted is forgotten. Streams go on where they stopped. Threads may share a client.
 
     Args:
         master: ``host:port[,host:port]``; default: TITAN_ADDR, titan.toml, 127.0.0.1:9090.
         token: the client token; default: TITAN_TOKEN, titan.toml, the token file of this TITAN_HOME.
-        timeout: seconds to go on trying to reach a master; default 5.
+        timeout: seconds to go on trying to reach a master at first; default 5.
+        reconnect_timeout: seconds to wait for a master that went away; default 60.
+        tell: is given a sentence when the master is away and when it is back; default: a warning in the log.
 
     Raises:
-        NoMaster, NoToken, BadProof: when it is used first.
+        NoMaster, NoToken, BadProof: when it is used first. NoMaster: the master went away and did not come back.
     """
 
     def __init__(
@@ -46,27 +56,22 @@ class Client:
         token: str | None = None,
         token_file: str | None = None,
         timeout: float | None = None,
+        reconnect_timeout: float | None = None,
+        tell: Callable[[str], None] = log.warning,
     ) -> None:
-        options = {"master": master, "token": token, "token_file": token_file, "connect_timeout": timeout}
-        self._settings = config.load({"client": options}).client
-        self._open_wire: Wire | None = None
-
-    @property
-    def wire(self) -> Wire:
-        if self._open_wire is None:
-            addresses = config.parse_addresses(self._settings.master)
-            self._open_wire = Wire.connect(
-                addresses,
-                "client",
-                lambda: config.find_token(self._settings, addresses, "client"),
-                self._settings.connect_timeout,
-            )
-        return self._open_wire
+        options = {
+            "master": master,
+            "token": token,
+            "token_file": token_file,
+            "connect_timeout": timeout,
+            "reconnect_timeout": reconnect_timeout,
+        }
+        self.line = Line(config.load({"client": options}).client, tell)
+        self.kv = Keys(self)
+        self.artifacts = Artifacts(self)
 
     def close(self) -> None:
-        if self._open_wire is not None:
-            self._open_wire.close()
-            self._open_wire = None
+        self.line.close()
 
     def __enter__(self) -> Client:
         return self
@@ -78,16 +83,37 @@ class Client:
 
     # ------------------------------------------------------------ carrying out
 
-    def call(self, call: calls.Call[T]) -> T:
-        return call.parse(self.wire.ask(call.message, call.attachments))
+    def call(self, call: calls.Call[T], history: str = "") -> T:
+        """``history``: what the run number in the call belongs to; empty: to what the master has now."""
+        return call.parse(self.line.ask(call.message, call.attachments, call.then, history))
 
-    def stream(self, stream: calls.Stream[T], timeout: float | None = None) -> Iterator[T]:
+    def stream(self, stream: calls.Stream[T], timeout: float | None = None, history: str = "") -> Iterator[T]:
         """Answers until the last one. Raises WaitTimedOut ``timeout`` seconds from now."""
-        for incoming in self.wire.stream(stream.message, timeout):
-            item = stream.parse(incoming)
-            yield item
-            if stream.is_last(item):
+        answers = self.line.stream(
+            stream.message, timeout=timeout, resume=stream.resume, then=stream.then, history=history
+        )
+        with closing(answers):
+            for incoming in answers:
+                item = stream.parse(incoming)
+                yield item
+                if stream.is_last(item):
+                    return
+
+    def pages(self, page_at: Callable[[str], calls.Call[P]], history: str = "") -> Iterator[P]:
+        """Every page of a listing; ``page_at`` makes the call for the one at a cursor."""
+        cursor = ""
+        while True:
+            page = self.call(page_at(cursor), history)
+            yield page
+            cursor = page.next
+            if not cursor:
                 return
+
+    def exact(self, target: TaskId) -> TaskId:
+        """The target with its run's number: the newest run may be another one by the next request."""
+        if target.run is not None:
+            return target
+        return target._replace(run=self.call(calls.show(TaskId(None), limit=1)).run.id)
 
     # ------------------------------------------------------------ graphs
 
@@ -128,12 +154,25 @@ class Client:
 
         with tempfile.TemporaryFile() as archive:
             digest, size = pack_project(folder, archive, files)
-            if self.call(calls.blob_size(digest)) == size:
-                return digest
-            archive.seek(0)
-            for offset in range(0, max(size, 1), PIECE):
-                self.call(calls.blob_put(digest, offset, size, archive.read(PIECE)))
+            blobs.upload(self, archive, digest, size)
         return digest
+
+    def cancel(self, target: str | int) -> None:
+        """End a run, a task or an array member. Returns when the request is durable."""
+        self.call(calls.cancel(self.exact(calls.task_id(target))))
+
+    def retry(self, target: str | int) -> None:
+        """Open what is FAILED, DEAD or CANCELLED again. Raises NothingToDo."""
+        self.call(calls.retry(self.exact(calls.task_id(target))))
+
+    def dead(self) -> list[msg.TaskRow]:
+        """The DEAD tasks of all runs, but for those that were dropped."""
+        pages = self.pages(lambda cursor: calls.list_page("dead", cursor=cursor, limit=1000))
+        return [task for page in pages for task in page.tasks]
+
+    def drop(self, target: str | int) -> None:
+        """List a DEAD task, or all those of a run, as dead no more."""
+        self.call(calls.drop(self.exact(calls.task_id(target))))
 
     # ------------------------------------------------------------ looking
 
@@ -155,3 +194,32 @@ class Client:
 
     def stats(self) -> msg.Stated:
         return self.call(calls.stats())
+
+    # ------------------------------------------------------------ care
+
+    def prune(self, keep: int | None = None, older_than: float | str | None = None) -> int:
+        """Forget finished runs now. Returns how many went.
+
+        Args:
+            keep: the newest so many stay; default: as the master's settings say.
+            older_than: seconds, or a text like ``7d``, since they ended; default: as the settings say.
+        """
+        try:
+            seconds = None if older_than is None else parse_duration(older_than)
+        except ValueError as error:
+            raise InvalidUsage(f"older_than: {error}") from None
+        return self.call(calls.prune(keep, seconds))
+
+    def backup(self, path: str | Path, *, replace: bool = False) -> msg.BackedUp:
+        """Write a consistent copy of the master's state to ``path``, whole and durable, or not at all.
+
+        Raises:
+            InvalidUsage: it cannot be written, or is there already and ``replace`` is false.
+        """
+        target = Path(path)
+        if target.exists() and not replace:
+            # Before the master makes a copy for nothing.
+            raise InvalidUsage(f"{target} is there already", hint="choose another name, or --force to replace it")
+        made = self.call(calls.backup())
+        blobs.download(self, made.digest, made.size, target, replace=replace, mode=0o600)
+        return made

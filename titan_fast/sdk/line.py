@@ -158,9 +158,9 @@ class Line:
                     raise
                 absence = absence or _Absence(self._settings.reconnect_timeout)
                 self._judge(error, absence, deadline, then)
-            if wire is not None:
-                message = _repeated(message)
-            absence.pause(deadline)
+                absence.pause(deadline)
+                if wire is not None:
+                    message = _repeated(message)
 
     def _judge(self, error: TitanError, absence: _Absence, deadline: float | None, then: str) -> None:
         """Raises when it is time to give up."""

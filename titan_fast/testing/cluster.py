@@ -41,6 +41,16 @@ class Cluster(LocalCluster):
         host, _, port = self.address.rpartition(":")
         return Client(self.address, token_file=str(token_path(host, int(port), "client", self.environ)))
 
+    def kill_master(self) -> None:
+        """As a power cut of the process: nothing is said, nothing is tidied up."""
+        assert self.master is not None
+        self.master.kill()
+        self.master.wait()
+
+    def restart_master(self) -> None:
+        """The next master, on the state and the port of the one that is gone."""
+        self.start_master(int(self.address.rpartition(":")[2]))
+
     def wait_for_workers(self, count: int, state: str = "READY", timeout: float = DEADLINE) -> None:
         with self.client() as client:
             until(

@@ -1,12 +1,13 @@
 """The agent: wires link, slots, workspace, executor and output together; starts, drains, stops.
 
 Everything it knows it can tell in one inventory: what waits, what runs, and what has ended and is not acknowledged.
-Its keeper is its parent and starts it again when it dies.
+What the next agent needs, should this one be killed, is in the journal. Whatever touches the world is its machine's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -18,13 +19,14 @@ import msgspec
 
 from titan_fast.config import WorkerSettings, capabilities
 from titan_fast.errors import ConnectionLost, TitanError
-from titan_fast.ids import Ending, TaskId
+from titan_fast.ids import FENCE_SEQUENCE_BITS, Ending, TaskId, format_fence
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming, send, send_hot
 from titan_fast.protocol.opcodes import Op
 from titan_fast.worker.command import build_environment, inherit, resolve_command
-from titan_fast.worker.executors.base import Attempt, Outcome
+from titan_fast.worker.executors.base import Attempt, Left, Outcome
 from titan_fast.worker.executors.spawn import OUTPUT_NAME
+from titan_fast.worker.journal import Begun, Ended, Past
 from titan_fast.worker.link import Link
 from titan_fast.worker.machine import Machine, ThisMachine
 from titan_fast.worker.slots import Slots, Start, Stretch
@@ -33,16 +35,28 @@ log = logging.getLogger("titan_fast.worker")
 
 RESULTS_PER_FRAME = 1000
 RESULT_BYTES_PER_FRAME = 4 << 20
-RESTART = 75
-"""Exit code that asks the keeper for a fresh agent (EX_TEMPFAIL)."""
+RECORD_BYTES = 64
+"""About what a result takes on the wire beside its bytes."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+ROOM_INTERVAL = 1.0
+"""Seconds between looks whether a full disk has room again."""
+LAST_WORDS = 2.0
+"""Seconds that a stopping agent waits for the acknowledgement of its results."""
+EVERYTHING = 1 << 63
 
 
-class _Unsent(msgspec.Struct):
-    """A RESULT frame that is not acknowledged; its attempts stay in the inventory until it is."""
+class _Unacknowledged(msgspec.Struct):
+    """An attempt that is over; in every inventory until the master acknowledges it or has it forgotten."""
 
-    sequence: int
-    frame: bytes
-    held: list[msg.Held]
+    start: Start
+    ended: Ended
+    result: bytes
+    is_held: bool = False
+    """The master has not decided yet: the result is kept back."""
+
+    @property
+    def size(self) -> int:
+        return RECORD_BYTES + len(self.result)
 
 
 class _Wrote(msgspec.Struct):
@@ -50,6 +64,8 @@ class _Wrote(msgspec.Struct):
 
     run: int
     index: int
+    started: int
+    """Microseconds of the wall clock."""
     total: int | None = None
 
 
@@ -63,7 +79,7 @@ class Agent:
         find_token: Callable[[], str],
         machine: Machine | None = None,
     ) -> None:
-        """It belongs to the event loop that runs now.
+        """It belongs to the event loop that runs now, and goes on with what an earlier agent left.
 
         Raises:
             StateLocked: another agent is using the work directory.
@@ -71,41 +87,95 @@ class Agent:
         self._settings = settings
         self._machine = machine or ThisMachine(settings)
         self._files = self._machine.files
-        self._name = self._machine.name
+        self._journal = self._machine.journal
         self._slots = Slots(settings.slots or os.cpu_count() or 1)
         self._capabilities = capabilities(settings.caps)
         self._link = Link(addresses, find_token, self, self._machine.random)
         self._executor = self._machine.executor(self)
         self._shipper = self._machine.shipper(self._emit)
-        self._projects = self._machine.copies(self._link.send)
+        self._copies = self._machine.copies(self._link.send)
         self._inherited = inherit(self._machine.environ, settings.environment)
         self._specs: dict[tuple[int, int], msg.Spec] = {}
         self._wrote: dict[int, _Wrote] = {}
         """Attempts whose output may still be on its way."""
+        self._preparing: dict[int, None] = {}
+        """Attempts that have a slot and wait for the working copy of their run."""
+        self._held: dict[int, None] = {}
+        """Attempts whose results are kept back until the master has decided, ended or not."""
+        self._disowned: dict[int, None] = {}
+        """Attempts of another master that are being ended and that nobody is told of."""
+        self._unacknowledged: dict[int, _Unacknowledged] = {}
+        self._unacknowledged_size = 0
+        """Bytes of those that are not held back."""
         self._started: list[tuple[int, ...]] = []
-        self._results: list[tuple[tuple[int, ...], bytes]] = []
-        self._ended_now: list[msg.Held] = []
-        self._unsent: deque[_Unsent] = deque()
-        self._unsent_size = 0
+        self._to_send: list[_Unacknowledged] = []
+        self._sent: deque[tuple[int, list[int]]] = deque()
+        """RESULT frames of this session: their sequence, and the fences in them."""
         self._sequence = 0
         self._flushing = False
-        self._preparing: dict[int, None] = {}
-        self._stopping = False
+        self._is_stopping = False
+        self._is_full = False
+        """The disk has no room for an attempt's directory."""
         self._idle = asyncio.Event()
-        self._is_foreign = False
-        self._history = ""
+        self._acknowledged = asyncio.Event()
+        self._has_other_history = False
+        self._go_on()
 
     # ------------------------------------------------------------ start and stop
 
+    def _go_on(self) -> None:
+        """Take over what the journal tells: what runs, and what ended and was not acknowledged."""
+        journaled = self._journal.past
+        self._files.keep_attempts(journaled)
+        left = []
+        for fence, past in journaled.items():
+            begun = past.begun
+            start = Start(begun.run, begun.spec, begun.index, begun.generation, begun.attempt, fence, b"")
+            self._wrote[fence] = _Wrote(begun.run, begun.index, int(begun.at.wall * 1e6))
+            if past.ended is not None:
+                self._wrote[fence].total = past.ended.output_size
+                self._unacknowledged[fence] = _Unacknowledged(start, past.ended, past.ended.result.encode())
+                self._unacknowledged_size += self._unacknowledged[fence].size
+            else:
+                self._slots.adopt(start)
+                left.append(self._left(past))
+        gone = self._executor.adopt(left)
+        for fence in gone:
+            self._slots.ended(fence)
+            self._files.remove_attempt(fence)
+            del self._wrote[fence]
+        self._journal.forgotten(gone)
+        for fence in self._slots.running:
+            self._shipper.add(fence, self._output_path(fence))
+        if left or self._unacknowledged:
+            log.warning(
+                "an earlier agent left %d attempts that run on and %d results; of %d there is no trace",
+                len(self._slots.running),
+                len(self._unacknowledged),
+                len(gone),
+            )
+
+    def _left(self, past: Past) -> Left:
+        begun = past.begun
+        place = self._files.attempt_dir(begun.fence, make=False)
+        marks = {"TITAN_FENCE": format_fence(begun.fence), "TITAN_ATTEMPT_DIR": place}
+        return Left(
+            Attempt(begun.fence, begun.task, (), marks, "", place, begun.timeout, begun.grace),
+            begun.at,
+            past.spawned.pid if past.spawned is not None else 0,
+            past.spawned.at if past.spawned is not None else 0.0,
+            past.stopping.ending if past.stopping is not None else None,
+            past.exited.exit if past.exited is not None else None,
+        )
+
     async def run(self) -> int:
-        """Raises TitanError when the worker cannot work: directory in use, wrong token."""
-        loop = asyncio.get_running_loop()
+        """The exit code. Raises TitanError when the worker cannot work: wrong token, say."""
         if self._machine.has_signals:
             for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, self.stop)
+                asyncio.get_running_loop().add_signal_handler(number, self.stop)
         link = asyncio.create_task(self._link.run())
         stop = asyncio.create_task(self._idle.wait())
-        done, _ = await asyncio.wait({link, stop}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait([link, stop], return_when=asyncio.FIRST_COMPLETED)
         try:
             if link in done:
                 link.result()
@@ -115,80 +185,157 @@ class Agent:
                 await self._leave()
         finally:
             link.cancel()
+            stop.cancel()
             await self._executor.close(0.5)
             self._shipper.close()
-            self._link.close()
+            await self._link.close()
+            self._journal.close()
             self._files.close()
-        return RESTART if self._is_foreign else 0
+        return 0
 
     def stop(self) -> None:
         """First: take nothing new, let what runs finish for a while. Second: end it."""
-        if self._stopping:
+        if self._is_stopping:
             self._idle.set()
             return
-        self._stopping = True
+        self._is_stopping = True
         self._link.send(send(msg.Goodbye(empty=False)))
         self._give_back_waiting()
         self._check_idle()
         asyncio.get_running_loop().call_later(self._settings.drain, self._idle.set)
 
     def _give_back_waiting(self) -> None:
-        for start in self._slots.withdraw(0, 1 << 63):
+        for start in self._slots.withdraw(0, EVERYTHING):
             self._give_back(start, Ending.RECALLED)
 
     def _check_idle(self) -> None:
-        if self._stopping and self._slots.is_empty:
+        if self._is_stopping and self._slots.is_empty:
             self._idle.set()
 
     async def _leave(self) -> None:
-        """Say what is left to say, wait a moment for its acknowledgement, say goodbye."""
+        """Say what is left to say, wait a moment for its acknowledgement, say goodbye. Without the acknowledgement there
+        is no goodbye: the results are in the journal, and the next agent tells them."""
         self._flush()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS):
-                await self._settled.wait()
-        self._link.send(send(msg.Goodbye(empty=True)))
+        if self._link.is_attached and self._unacknowledged:
+            self._acknowledged.clear()
+            acknowledged = asyncio.create_task(self._acknowledged.wait())
+            await asyncio.wait([acknowledged], timeout=LAST_WORDS)
+            acknowledged.cancel()
+        if not self._unacknowledged:
+            self._link.send(send(msg.Goodbye(empty=True)))
 
     # ------------------------------------------------------------ the link's side
 
+    @property
+    def epoch(self) -> int:
+        return max(self._journal.epochs, default=0)
+
     def welcomed(self, welcome: msg.Welcome) -> None:
-        """Run numbers and fences mean nothing to a master with another history: forget, or start over."""
-        if self._history not in ("", welcome.history) and not (self._slots.is_empty and not self._unsent):
-            log.warning("the master has another history than the one this worker's attempts belong to: starting over")
-            self._is_foreign = True
-            self._idle.set()
-            raise ConnectionLost("another history")
-        if self._history != welcome.history:
-            self._projects.clear()
-            self._specs.clear()
-            self._files.adopt_history(welcome.history)
-            self._history = welcome.history
+        """Raises ConnectionLost while there is something here of another master that counted the same epoch: fences
+        are unique within one master's epochs, so the two must not meet."""
+        known = self._journal.epochs.get(welcome.epoch, welcome.nonce)
+        if known != welcome.nonce and self._disown(welcome.epoch):
+            raise ConnectionLost("what another master of the same epoch assigned has to end first")
+        self._journal.welcomed(welcome.epoch, welcome.nonce)
+        # Which items are still wanted is the verdict's to say; it may know this history by another name.
+        self._has_other_history = self._files.history != welcome.history
+        self._history = welcome.history
+
+    _history = ""
+
+    def _disown(self, epoch: int) -> bool:
+        """End and forget whatever was assigned in an epoch. Returns whether something has still to end."""
+        first = epoch << FENCE_SEQUENCE_BITS
+        self._slots.withdraw(first, 1 << FENCE_SEQUENCE_BITS)
+        self._drop([fence for fence in self._unacknowledged if fence >> FENCE_SEQUENCE_BITS == epoch])
+        strangers = [fence for fence in self._slots.running if fence >> FENCE_SEQUENCE_BITS == epoch]
+        for fence in strangers:
+            if fence in self._preparing:
+                del self._preparing[fence]
+                self._slots.ended(fence)
+            else:
+                self._disowned[fence] = None
+                self._executor.kill(fence, 0.0)
+        return bool(self._disowned)
 
     def inventory(self, connection: int) -> msg.Attach:
-        held = [_held(start, 1) for start in self._slots.running.values()]
-        held += [_held(start, 0) for start in self._slots.waiting()]
-        held += [item for unsent in self._unsent for item in unsent.held] + self._ended_now
+        held = [
+            _item(start, 1, self._wrote[fence].started if fence in self._wrote else 0)
+            for fence, start in self._slots.running.items()
+        ]
+        held += [_item(start, 0, 0) for start in self._slots.waiting()]
+        held += [_item(item.start, 2, item.ended.started) for item in self._unacknowledged.values()]
+        self._started.clear()  # it is all in here
+        epochs = dict.fromkeys(item.fence >> FENCE_SEQUENCE_BITS for item in held)
         return msg.Attach(
             worker=self._files.worker_id,
-            name=self._name,
+            name=self._machine.name,
             nonce=self._machine.nonce,
             connection=connection,
             slots=self._slots.slots,
             capabilities=self._capabilities,
             permanent=self._settings.permanent,
             inventory=tuple(held),
+            nonces={str(epoch): self._journal.epochs.get(epoch, "") for epoch in epochs},
         )
 
     def attached(self, verdict: msg.VerdictMessage) -> None:
         """Carry the verdict out, then say again what was not acknowledged."""
-        log.info("%s is attached", self._name)
-        for fence in verdict.kill:
-            self._kill(fence, 0.0)
+        log.info("%s is attached", self._machine.name)
+        self._held.clear()
+        self._judged(verdict)
+        if self._has_other_history:
+            self._forget_other_runs(verdict)
+        self._to_send = []
+        for fence, item in self._unacknowledged.items():
+            self._hold(item, fence in self._held)
+            if not item.is_held:
+                self._to_send.append(item)
         self._ship_again()
-        for unsent in self._unsent:
-            self._link.send(unsent.frame)
-        if self._stopping:
+        self._flush()
+        if self._is_stopping:
             self._link.send(send(msg.Goodbye(empty=False)))
-        self._projects.ask_again()
+        self._copies.ask_again()
+        self._start_next()
+
+    def _judged(self, verdict: msg.VerdictMessage) -> None:
+        self._held.update(dict.fromkeys(verdict.wait))
+        for fence in verdict.keep:
+            self._decided(fence)
+        ended = [fence for fence in verdict.kill if fence in self._unacknowledged]
+        for fence in verdict.kill:
+            self._held.pop(fence, None)
+            if fence not in self._unacknowledged:
+                self._kill(fence, 0.0)
+        self._drop(ended)
+
+    def _decided(self, fence: int) -> None:
+        """The master wants the result, when there is one."""
+        self._held.pop(fence, None)
+        item = self._unacknowledged.get(fence)
+        if item is not None and item.is_held:
+            self._hold(item, False)
+            self._to_send.append(item)
+            self._flush_soon()
+
+    def _hold(self, item: _Unacknowledged, is_held: bool) -> None:
+        """Keep a result back, or not any more. One that is kept back by the master is not the worker's backlog."""
+        if item.is_held != is_held:
+            item.is_held = is_held
+            self._unacknowledged_size += -item.size if is_held else item.size
+
+    def _forget_other_runs(self, verdict: msg.VerdictMessage) -> None:
+        """Another history counts its runs anew: nothing here of a run means anything unless something of it is kept."""
+        killed = dict.fromkeys(verdict.kill)
+        held = [*self._slots.running.values(), *self._slots.waiting()]
+        held += [item.start for item in self._unacknowledged.values()]
+        kept = {start.run for start in held if start.fence not in killed}
+        for run in self._files.runs():
+            if run not in kept:
+                self._copies.forget(run)
+        self._specs = {key: spec for key, spec in self._specs.items() if key[0] in kept}
+        self._files.remember_history(self._history)
+        self._has_other_history = False
 
     def _ship_again(self) -> None:
         """What was on its way when the connection broke is lost, so every output that is not acknowledged goes again
@@ -203,6 +350,8 @@ class Agent:
 
     def detached(self) -> None:
         self._shipper.pause()
+        self._to_send = []
+        self._sent.clear()
 
     def received(self, incoming: Incoming) -> None:
         """Raises TitanError for what has no place here; the link starts over then."""
@@ -217,14 +366,23 @@ class Agent:
                 self._recall(incoming)
             case Op.KILL:
                 for fence, grace in zip(incoming.columns[2], incoming.columns[3], strict=True):
+                    self._decided(fence)
                     self._kill(fence, grace / 1000)
             case Op.ACK:
-                self._acknowledged(incoming.sequence)
+                self._acknowledge(incoming.sequence)
+            case Op.VERDICT:
+                assert isinstance(incoming.message, msg.VerdictMessage)
+                self._judge_again(incoming.message)
             case Op.FORGET:
                 assert isinstance(incoming.message, msg.Forget)
                 self._forget(incoming.message.run)
             case Op.BLOB_PIECE | Op.ERROR:
-                self._projects.answered(incoming)
+                self._copies.answered(incoming)
+
+    def _judge_again(self, verdict: msg.VerdictMessage) -> None:
+        """About what was to be held back; what has been sent meanwhile cannot be."""
+        self._judged(verdict)
+        self._start_next()
 
     def pulse(self) -> tuple[int, int, float, int]:
         return len(self._slots.running), self._slots.queued, *self._machine.pulse()
@@ -237,20 +395,22 @@ class Agent:
             payload = incoming.tail[at : at + size]
             at += size
             self._slots.assign(Stretch(run, spec, first, count, generation, attempt, fence, payload, count))
-        if self._stopping:  # it crossed our goodbye
+        if self._is_stopping:  # it crossed our goodbye
             self._give_back_waiting()
         self._start_next()
 
     def _start_next(self) -> None:
-        """Fill the free slots."""
-        while not self._stopping and self._unsent_size < self._settings.unacknowledged:
-            start = self._slots.next_start()
-            if start is None:
-                return
+        """Fill the free slots, if there is room for what the attempts will leave behind."""
+        while (
+            not self._is_stopping
+            and not self._is_full
+            and self._unacknowledged_size < self._settings.unacknowledged
+            and (start := self._slots.next_start()) is not None
+        ):
             spec = self._specs.get((start.run, start.spec))
             if spec is None:
                 self._not_started(start, "the master sent no description of this task")
-            elif self._projects.is_ready(spec.run):
+            elif self._copies.is_ready(spec.run):
                 self._start(start, spec)
             else:
                 self._preparing[start.fence] = None
@@ -258,7 +418,7 @@ class Agent:
 
     async def _start_when_ready(self, start: Start, spec: msg.Spec) -> None:
         """The run's working copy has to come first; the attempt has its slot meanwhile."""
-        problem = await self._projects.prepare(spec.run, spec.project)
+        problem = await self._copies.prepare(spec.run, spec.project)
         if start.fence not in self._preparing:
             return  # killed meanwhile
         del self._preparing[start.fence]
@@ -269,37 +429,54 @@ class Agent:
 
     def _start(self, start: Start, spec: msg.Spec) -> None:
         member = start.index - spec.first
-        task = TaskId(start.run, spec.name, member if spec.array else None)
+        task = str(TaskId(start.run, spec.name, member if spec.array else None))
+        work = spec.work
         try:
             payload = msgspec.json.decode(start.payload, type=dict[str, Any]) if start.payload else None
             workdir = self._files.working_copy(start.run)
             attempt_dir = self._files.attempt_dir(start.fence)
-            work = spec.work
             environment = build_environment(
                 self._inherited,
                 allow=self._settings.environment,
                 graph_env=spec.env,
                 work=work,
                 payload=payload,
+                results=spec.results,
                 run=start.run,
-                task=str(task),
+                task=task,
                 attempt=start.attempt,
                 fence=start.fence,
-                worker=self._name,
+                worker=self._machine.name,
                 worker_id=self._files.worker_id,
                 attempt_dir=attempt_dir,
             )
-            argv = resolve_command(work, payload, workdir)
+            argv = resolve_command(work, payload, workdir, spec.results)
+            self._journal.begun(
+                Begun(
+                    start.run,
+                    start.spec,
+                    start.index,
+                    start.generation,
+                    start.attempt,
+                    start.fence,
+                    task,
+                    work.timeout,
+                    work.grace,
+                    self._machine.clocks(),
+                )
+            )
         except (TitanError, OSError, ValueError) as error:
-            self._not_started(start, str(error))
+            number = error.errno if isinstance(error, OSError) else None
+            self._not_started(start, str(error), number or errno.EINVAL)
             return
         self._executor.start(
-            Attempt(start.fence, str(task), argv, environment, workdir, attempt_dir, work.timeout, work.grace)
+            Attempt(start.fence, task, argv, environment, workdir, attempt_dir, work.timeout, work.grace)
         )
 
-    def _not_started(self, start: Start, reason: str) -> None:
+    def _not_started(self, start: Start, reason: str, code: int = errno.EINVAL) -> None:
+        wall = self._machine.clocks().wall
         self.attempt_ended(
-            Outcome(start.fence, Ending.NOT_STARTED, 0, self._machine.wall(), 0.0, 0, reason.encode("utf-8", "replace"))
+            Outcome(start.fence, Ending.NOT_STARTED, code, wall, 0.0, 0, reason.encode("utf-8", "replace"))
         )
 
     def _recall(self, incoming: Incoming) -> None:
@@ -319,12 +496,31 @@ class Agent:
             self._executor.kill(fence, grace)
 
     def _give_back(self, start: Start, ending: Ending) -> None:
-        self._result(start, ending, 0, 0, 0, 0, b"")
+        self._result(start, Ended(start.fence, ending, 0, 0, 0, 0, ""))
 
     def _forget(self, run: int) -> None:
         for key in [key for key in self._specs if key[0] == run]:
             del self._specs[key]
-        self._projects.forget(run)
+        self._copies.forget(run)
+
+    # ------------------------------------------------------------ a full disk
+
+    def _wait_for_room(self, reason: str) -> None:
+        """Start nothing until something fits on the disk again. What waits stays, for the master to recall."""
+        if not self._is_full:
+            self._is_full = True
+            log.warning("the disk of the work directory is full (%s): nothing is started until there is room", reason)
+            asyncio.get_running_loop().call_later(ROOM_INTERVAL, self._look_for_room)
+
+    def _look_for_room(self) -> None:
+        if self._is_stopping:
+            return
+        if not self._files.has_room():
+            asyncio.get_running_loop().call_later(ROOM_INTERVAL, self._look_for_room)
+            return
+        self._is_full = False
+        log.warning("the disk of the work directory has room again")
+        self._start_next()
 
     # ------------------------------------------------------------ the executor's side
 
@@ -332,8 +528,9 @@ class Agent:
         start = self._slots.running.get(fence)
         if start is None:
             return
-        self._wrote[fence] = _Wrote(start.run, start.index)
-        self._started.append((start.run, start.index, start.generation, fence, pid, int(started * 1e6)))
+        began = int(started * 1e6)
+        self._wrote[fence] = _Wrote(start.run, start.index, began)
+        self._started.append((start.run, start.index, start.generation, fence, pid, began))
         self._shipper.add(fence, self._output_path(fence))
         self._flush_soon()
 
@@ -341,21 +538,31 @@ class Agent:
         return os.path.join(self._files.attempt_dir(fence, make=False), OUTPUT_NAME)
 
     def attempt_ended(self, outcome: Outcome) -> None:
-        start = self._slots.ended(outcome.fence)
+        fence = outcome.fence
+        start = self._slots.ended(fence)
         if start is None:
             return
-        if (wrote := self._wrote.get(outcome.fence)) is not None:
+        if (wrote := self._wrote.get(fence)) is not None:
             wrote.total = outcome.output_size
-        self._shipper.finish(outcome.fence, outcome.output_size)
-        self._result(
-            start,
+        ended = Ended(
+            fence,
             outcome.ending,
             outcome.code,
             int(outcome.started * 1e6),
             int(outcome.duration * 1e6),
             outcome.output_size,
-            outcome.result,
+            outcome.result.decode("utf-8", "replace"),
         )
+        if outcome.ending is Ending.NOT_STARTED and outcome.code in NO_ROOM:
+            # Nothing is wrong with the task: others may have room for it.
+            self._wait_for_room(ended.result)
+            ended = Ended(fence, Ending.RECALLED, 0, 0, 0, 0, "")
+        self._result(start, ended)
+        if fence in self._disowned:
+            del self._disowned[fence]
+            self._drop([fence])
+        else:
+            self._shipper.finish(fence, outcome.output_size)
         self._start_next()
         self._check_idle()
 
@@ -367,74 +574,99 @@ class Agent:
 
     # ------------------------------------------------------------ results
 
-    def _result(
-        self, start: Start, ending: Ending, code: int, started: int, duration: int, output_size: int, result: bytes
-    ) -> None:
-        row = (
-            start.run,
-            start.index,
-            start.generation,
-            int(ending),
-            0,
-            start.fence,
-            code,
-            started,
-            duration,
-            output_size,
-            len(result),
-        )
-        self._results.append((row, result))
-        self._ended_now.append(_held(start, 2))
-        self._flush_soon()
+    def _result(self, start: Start, ended: Ended) -> None:
+        self._journal.ended(ended)
+        item = _Unacknowledged(start, ended, ended.result.encode())
+        self._unacknowledged[start.fence] = item
+        self._unacknowledged_size += item.size
+        if start.fence in self._held:
+            self._hold(item, True)
+        else:
+            self._to_send.append(item)
+            self._flush_soon()
 
     def _flush_soon(self) -> None:
         if not self._flushing:
             self._flushing = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flushing = False
+        self._flush()
 
     def _flush(self) -> None:
-        """What started and ended in this turn, in as few frames as it takes."""
-        self._flushing = False
-        if self._started:
-            gone = {item.fence for item in self._ended_now}
-            rows = [row for row in self._started if row[3] not in gone]
-            self._started = []
-            if rows:
-                self._link.send(send_hot(Op.STARTED, 0, list(zip(*rows, strict=True))))
-        while self._results:
-            count = _fitting(self._results)
-            batch, self._results = self._results[:count], self._results[count:]
-            held, self._ended_now = self._ended_now[:count], self._ended_now[count:]
+        """What started and ended in this turn, in as few frames as it takes. Without a session it waits for one."""
+        if not self._link.is_attached:
+            return
+        rows = [row for row in self._started if row[3] in self._slots.running]
+        self._started.clear()
+        if rows:
+            self._link.send(send_hot(Op.STARTED, 0, list(zip(*rows, strict=True))))
+        items = [item for item in self._to_send if self._unacknowledged.get(item.start.fence) is item]
+        self._to_send = []
+        while items:
+            count = _fitting(items)
+            batch, items = items[:count], items[count:]
             self._sequence += 1
-            columns = list(zip(*(row for row, _ in batch), strict=True))
-            frame = send_hot(Op.RESULT, self._sequence, columns, b"".join(result for _, result in batch))
-            self._unsent.append(_Unsent(self._sequence, frame, held))
-            self._unsent_size += len(frame)
+            columns = list(zip(*map(_row, batch), strict=True))
+            frame = send_hot(Op.RESULT, self._sequence, columns, b"".join(item.result for item in batch))
+            self._sent.append((self._sequence, [item.start.fence for item in batch]))
             self._link.send(frame)
 
-    def _acknowledged(self, sequence: int) -> None:
-        while self._unsent and self._unsent[0].sequence <= sequence:
-            unsent = self._unsent.popleft()
-            self._unsent_size -= len(unsent.frame)
-            for item in unsent.held:
-                self._wrote.pop(item.fence, None)
-                self._shipper.forget(item.fence)
-                self._files.remove_attempt(item.fence)
+    def _acknowledge(self, sequence: int) -> None:
+        """Every frame up to this one has done its work."""
+        done: list[int] = []
+        while self._sent and self._sent[0][0] <= sequence:
+            done += self._sent.popleft()[1]
+        self._drop(done)
         self._start_next()
 
+    def _drop(self, fences: list[int]) -> None:
+        """Nobody needs these results any more, nor their outputs."""
+        for fence in fences:
+            item = self._unacknowledged.pop(fence, None)
+            if item is None:
+                continue
+            if not item.is_held:
+                self._unacknowledged_size -= item.size
+            self._held.pop(fence, None)
+            self._wrote.pop(fence, None)
+            self._shipper.forget(fence)
+            self._files.remove_attempt(fence)
+        self._journal.forgotten(fences)
+        if not self._unacknowledged:
+            self._acknowledged.set()
 
-def _fitting(results: list[tuple[tuple[int, ...], bytes]]) -> int:
-    """How many of these fit into one frame."""
+
+def _fitting(items: list[_Unacknowledged]) -> int:
+    """How many of these fit into one frame; at least one."""
     size = 0
-    for count, (_, result) in enumerate(results[:RESULTS_PER_FRAME]):
-        size += len(result)
-        if size > RESULT_BYTES_PER_FRAME:
+    for count, item in enumerate(items[:RESULTS_PER_FRAME]):
+        size += len(item.result)
+        if size > RESULT_BYTES_PER_FRAME and count:
             return count
-    return min(len(results), RESULTS_PER_FRAME)
+    return min(len(items), RESULTS_PER_FRAME)
 
 
-def _held(start: Start, stage: int) -> msg.Held:
-    return msg.Held(start.run, start.index, start.generation, start.fence, stage, start.attempt)
+def _row(item: _Unacknowledged) -> tuple[int, ...]:
+    start, ended = item.start, item.ended
+    return (
+        start.run,
+        start.index,
+        start.generation,
+        int(ended.ending),
+        0,
+        start.fence,
+        ended.code,
+        ended.started,
+        ended.duration,
+        ended.output_size,
+        len(item.result),
+    )
+
+
+def _item(start: Start, stage: int, started: int) -> msg.Held:
+    return msg.Held(start.run, start.index, start.generation, start.fence, stage, start.attempt, started)
 
 
 async def run_agent(settings: WorkerSettings, addresses: list[tuple[str, int]], find_token: Callable[[], str]) -> int:

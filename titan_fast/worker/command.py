@@ -59,6 +59,7 @@ def build_environment(
     graph_env: Mapping[str, str],
     work: Work,
     payload: Mapping[str, Any] | None,
+    results: Mapping[str, str] | None = None,
     run: int,
     task: str,
     attempt: int,
@@ -73,17 +74,18 @@ def build_environment(
         base: the worker's environment, or what `inherit` left of it, which is cheaper for the second attempt on.
         allow: see `inherit`.
         payload: the member's, in an array.
+        results: of the tasks its texts name, by task.
         task: ``12/extract``.
 
     Raises:
-        InvalidGraph: a text names a matrix value that the payload lacks.
+        InvalidGraph: a text names a matrix value or a result that is not there.
     """
     env = inherit(base, allow)
     env.update(graph_env)
     if work.env:
         values = _texts(payload)
         for key, text in work.env.items():
-            env[key] = _filled(text, values)
+            env[key] = _filled(text, values, results)
     if work.file.endswith(".py"):
         env.setdefault("PYTHONUNBUFFERED", "1")
     env["TITAN_RUN_ID"] = str(run)
@@ -97,7 +99,9 @@ def build_environment(
     return env
 
 
-def resolve_command(work: Work, payload: Mapping[str, Any] | None, workdir: str) -> tuple[str, ...]:
+def resolve_command(
+    work: Work, payload: Mapping[str, Any] | None, workdir: str, results: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
     """What to execute: the arguments as given, a shell for shell text, or what runs the file.
 
     A ``.py`` file is run unbuffered by the worker's own Python or the one the task names; any other by itself when
@@ -105,15 +109,19 @@ def resolve_command(work: Work, payload: Mapping[str, Any] | None, workdir: str)
 
     Raises:
         InvalidGraph: there is no such file, it leads out of the working copy, nobody can run it, or a text names a
-            matrix value that the payload lacks.
+            matrix value or a result that is not there.
     """
     values = _texts(payload)
-    args = [_filled(text, values) for text in work.args]
+
+    def filled(text: str) -> str:
+        return _filled(text, values, results)
+
+    args = [filled(text) for text in work.args]
     if work.shell:
-        return ("/bin/sh", "-c", _filled(work.shell, values), *(["sh", *args] if args else ()))
+        return ("/bin/sh", "-c", filled(work.shell), *(["sh", *args] if args else ()))
     if work.file:
-        return (*_runner(_filled(work.file, values), _filled(work.python, values), workdir), *args)
-    return (*(_filled(text, values) for text in work.argv), *args)
+        return (*_runner(filled(work.file), filled(work.python), workdir), *args)
+    return (*(filled(text) for text in work.argv), *args)
 
 
 def _runner(file: str, python: str, workdir: str) -> tuple[str, ...]:
@@ -154,11 +162,18 @@ def _texts(payload: Mapping[str, Any] | None) -> dict[str, str] | None:
     }
 
 
-def _filled(text: str, values: Mapping[str, str] | None) -> str:
-    if values is None or "${matrix." not in text:
+def _filled(text: str, values: Mapping[str, str] | None, results: Mapping[str, str] | None) -> str:
+    if "${" not in text:
         return text
     try:
-        return fill(text, values)
+        return fill(text, values, results)
     except KeyError as error:
-        there = ", ".join(sorted(values)) or "none"
-        raise InvalidGraph(f"'${{matrix.{error.args[0]}}}' has no value; there are: {there}") from None
+        name = str(error.args[0])
+        if values is not None and f"${{matrix.{name}}}" in text:
+            there = ", ".join(sorted(values)) or "none"
+            raise InvalidGraph(f"'${{matrix.{name}}}' has no value; there are: {there}") from None
+        there = ", ".join(sorted(results or ())) or "none"
+        raise InvalidGraph(
+            f"'${{tasks.{name}}}' has no value; there are results of: {there}",
+            hint="name a task that this one needs, and end with .result",
+        ) from None

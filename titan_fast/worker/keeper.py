@@ -1,9 +1,14 @@
 """The keeper: parent of the worker's agent, and of every process that loses its own parent.
 
-Started by path, ``python -P keeper.py [--spool DIR] [--quick-deaths N] -- COMMAND…``, usually by exec in the process
-that was ``titan-fast worker``. It runs no user code, imports nothing of the house and must never die: it starts the
-agent, passes signals on, waits for whatever ends, ends what a dead agent left running (those attempts are run again
-elsewhere) and starts the agent again. It ends with the agent's exit code and leaves no process behind.
+Started by path, ``python -P keeper.py [--loss-time SECONDS] -- COMMAND…``, usually by exec in the process that was
+``titan-fast worker``. It runs no user code, imports nothing of the house and must never die: it starts the agent,
+passes signals on and waits for whatever ends. When the agent dies it keeps what that left running and starts the next
+one, which goes on with it; when none stays up it ends everything. It ends with the agent's exit code and leaves no
+process behind.
+
+How orphans ended is kept in memory until an agent has taken it: the agent has one end of a socket (KEEPER_EXITS), on
+which it is told line by line, ``pid start status at``, answers TAKEN for each line it has dealt with, and may send
+SYNC, whose answer is an empty line. Only then is it forgotten; a note is made before the process is waited for.
 
 The agent must not outlive it. Only the agent itself can ask for that without a gap, so it begins with
 `die_with_keeper()`: SIGKILL when the parent dies, then a look whether TITAN_KEEPER_PID still is the parent.
@@ -12,26 +17,31 @@ The agent must not outlive it. Only the agent itself can ask for that without a 
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import os
 import select
 import signal
+import socket
 import sys
 import time
+from collections import deque
 from typing import NamedTuple, NoReturn
 
 KEEPER_PID = "TITAN_KEEPER_PID"
+KEEPER_EXITS = "TITAN_KEEPER_EXITS"
+"""Number of the agent's descriptor on which it is told of exits."""
+TAKEN, SYNC = b".", b"?"
 ON_PURPOSE = (0, 2, 3, 5, 70)
 """Exit codes with which an agent ends because it means to; anything else is a death."""
 GAVE_UP = 70
-"""The keeper's exit code after too many quick deaths."""
-FIRST_PAUSE = 0.2
+"""The keeper's exit code when no agent stays up."""
+FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 5.0
-QUICK = 10.0
-"""Seconds an agent has to live for its death not to count as a quick one."""
-QUICK_DEATHS = 10
-SPOOL_NAME = "exits.jsonl"
-SPOOL_LIMIT = 1 << 20
+STAYS_UP = 10.0
+"""Seconds an agent has to live for its death to be the first one again."""
+LOSS_TIME = 15.0
+"""Seconds without an agent that stays up until everything is ended: by then the master has given the worker up, and
+what runs here runs elsewhere, too."""
 
 _SAME_REQUEST = 0.3
 """A signal that comes again within so many seconds is the same Ctrl-C, come twice (from the terminal and a parent)."""
@@ -48,9 +58,7 @@ class Options(NamedTuple):
     """The command line."""
 
     command: list[str]
-    spool: str = ""
-    """Folder for the exits of adopted processes; empty: they are not recorded."""
-    quick_deaths: int = QUICK_DEATHS
+    loss_time: float = LOSS_TIME
 
 
 def die_with_keeper() -> None:
@@ -69,8 +77,14 @@ class Keeper:
         self._options = options
         self._agent = 0
         self._started = 0.0
-        self._deaths = 0
+        self._alone_since = 0.0
+        """When the first agent died of those that did not stay up."""
         self._pause = FIRST_PAUSE
+        self._line: socket.socket | None = None
+        """To the agent: how orphans ended."""
+        self._unsent = b""
+        self._exits: deque[bytes] = deque()
+        """The spool: a line for each exit that no agent has taken."""
         self._asked = 0
         """The signal that told us to stop; 0: none has."""
         self._heard_at: dict[int, float] = {}
@@ -84,23 +98,24 @@ class Keeper:
         """Keep until there is nothing to keep; the exit code."""
         while True:
             status = self._run_agent()
-            self._end_orphans()
-            code = status if status >= 0 else 128 - status
-            if self._is_forced:
-                return 128 + self._asked
-            if self._asked or status in ON_PURPOSE:
-                return code
-            if time.monotonic() - self._started >= QUICK:
-                self._deaths, self._pause = 0, FIRST_PAUSE
-            self._deaths += 1
+            if self._is_forced or self._asked or status in ON_PURPOSE:
+                self._end_orphans()
+                return 128 + self._asked if self._is_forced else status if status >= 0 else 128 - status
             how = f"ended with exit code {status}" if status >= 0 else f"was ended by signal {-status}"
-            if self._deaths >= self._options.quick_deaths:
-                _say(f"the agent {how}, {self._deaths} times now soon after its start: giving up")
+            now = time.monotonic()
+            if not self._alone_since or now - self._started >= STAYS_UP:
+                self._alone_since, self._pause = now, FIRST_PAUSE
+            left = self._alone_since + self._options.loss_time - now
+            if left <= 0:
+                _say(f"the agent {how}, and none stayed up for {self._options.loss_time:g} s: everything ends now")
+                self._end_orphans()
                 return GAVE_UP
-            _say(f"the agent {how}; starting it again in {self._pause:.1f} s")
-            self._wait_until(time.monotonic() + self._pause)
+            pause = min(self._pause, left)
+            _say(f"the agent {how}; starting it again in {pause:.2g} s")
+            self._wait_until(now + pause)
             self._pause = min(LONGEST_PAUSE, self._pause * 2)
             if self._asked:
+                self._end_orphans()
                 return 128 + self._asked
 
     # ---------------------------------------------------------------- the agent
@@ -120,6 +135,7 @@ class Keeper:
             for pid, status in self._reap():
                 if pid == self._agent:
                     self._agent = 0
+                    self._hang_up()
                     return status
             if not self._force_at:
                 self._sleep(None)
@@ -131,17 +147,24 @@ class Keeper:
 
     def _start_agent(self) -> int:
         command = self._options.command
+        mine, its = socket.socketpair()
+        mine.setblocking(False)
+        its.set_inheritable(True)
         actions = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
         # A group of its own: a Ctrl-C at the terminal reaches us alone, and the agent hears of it once.
-        return os.posix_spawnp(
-            command[0],
-            command,
-            {**os.environ, KEEPER_PID: str(os.getpid())},
-            file_actions=actions,
-            setpgroup=0,
-            setsigmask=(),
-            setsigdef=(*_FORWARDED, signal.SIGPIPE, signal.SIGXFSZ),
-        )
+        with its:
+            agent = os.posix_spawnp(
+                command[0],
+                command,
+                {**os.environ, KEEPER_PID: str(os.getpid()), KEEPER_EXITS: str(its.fileno())},
+                file_actions=actions,
+                setpgroup=0,
+                setsigmask=(),
+                setsigdef=(*_FORWARDED, signal.SIGPIPE, signal.SIGXFSZ),
+            )
+        self._line = mine
+        self._tell(b"".join(self._exits))
+        return agent
 
     def _send_agent(self, number: int) -> None:
         """Our child and not waited for, so the number is its own. A closed terminal asks for nothing but an end."""
@@ -151,8 +174,13 @@ class Keeper:
     # ---------------------------------------------------------------- waiting
 
     def _sleep(self, seconds: float | None) -> None:
-        """Until a signal arrives or the time is over; acts on what came."""
-        select.select([self._wake], [], [], seconds)
+        """Until a signal arrives, the agent says something or the time is over; acts on what came."""
+        line = [self._line.fileno()] if self._line is not None else []
+        readable, writable, _ = select.select([self._wake, *line], line if self._unsent else [], [], seconds)
+        if writable:
+            self._tell(b"")
+        if set(line) & set(readable):
+            self._hear_agent()
         try:
             while os.read(self._wake, 4096):
                 pass
@@ -199,20 +227,45 @@ class Keeper:
         return ended
 
     def _record(self, pid: int, status: int) -> None:
-        """A line in the spool: who ended how. A spool that cannot be written is no reason to stop."""
-        if not self._options.spool:
+        """Make a note of who ended how, and tell the agent."""
+        line = b"%d %d %d %.6f\n" % (pid, _start_time(pid), status, time.monotonic())
+        self._exits.append(line)
+        self._tell(line)
+
+    # ---------------------------------------------------------------- telling the agent
+
+    def _tell(self, data: bytes) -> None:
+        """Send what the agent's end will take; the rest waits, for an agent may be stopped for days."""
+        if self._line is None:
             return
-        line = json.dumps({"pid": pid, "start": _start_time(pid), "status": status, "at": time.time()})
-        path = os.path.join(self._options.spool, SPOOL_NAME)
+        self._unsent += data
         try:
-            os.makedirs(self._options.spool, mode=0o700, exist_ok=True)
-            with open(path, "a") as file:
-                file.write(line + "\n")
-                full = file.tell() > SPOOL_LIMIT
-            if full:
-                os.replace(path, path + ".old")
-        except OSError as error:
-            _say(f"the exit of process {pid} could not be recorded: {error}")
+            while self._unsent:
+                self._unsent = self._unsent[self._line.send(self._unsent) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._hang_up()
+
+    def _hear_agent(self) -> None:
+        if self._line is None:
+            return
+        try:
+            words = self._line.recv(1 << 16)
+        except OSError:
+            words = b""
+        if not words:
+            self._hang_up()  # its end is closed: it is about to die, or is none of ours
+            return
+        for _ in range(min(words.count(TAKEN), len(self._exits))):
+            self._exits.popleft()
+        self._tell(b"\n" * words.count(SYNC))
+
+    def _hang_up(self) -> None:
+        """What was not taken is told to the next agent."""
+        if self._line is not None:
+            self._line.close()
+        self._line, self._unsent = None, b""
 
     def _end_orphans(self) -> None:
         """KILL every child until there is none. A killed child's children become ours, so no tree is too deep; and a
@@ -323,26 +376,23 @@ def _say(text: str) -> None:
 def _parse(arguments: list[str]) -> Options | None:
     options = Options([])
     while arguments and arguments[0] != "--":
-        name, _, value = arguments.pop(0).partition("=")
-        if name not in ("--spool", "--quick-deaths"):
-            return None
-        if not value:
-            if not arguments:
-                return None
+        name, equals, value = arguments.pop(0).partition("=")
+        if not equals and arguments:
             value = arguments.pop(0)
-        if name == "--spool":
-            options = options._replace(spool=value)
-        elif value.isdigit():
-            options = options._replace(quick_deaths=int(value))
-        else:
+        try:
+            seconds = float(value)
+        except ValueError:
             return None
+        if name != "--loss-time" or not 0 <= seconds < math.inf:
+            return None
+        options = options._replace(loss_time=seconds)
     return options._replace(command=arguments[1:]) if len(arguments) > 1 else None
 
 
 def main() -> NoReturn:
     options = _parse(sys.argv[1:])
     if options is None:
-        _say("usage: keeper.py [--spool DIR] [--quick-deaths N] -- COMMAND…")
+        _say("usage: keeper.py [--loss-time SECONDS] -- COMMAND…")
         sys.exit(2)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     keeper = Keeper(options)

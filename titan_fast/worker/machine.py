@@ -10,8 +10,7 @@ import os
 import random
 import secrets
 import socket
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -20,8 +19,10 @@ import psutil
 from titan_fast.config import WorkerSettings, home
 from titan_fast.errors import StateLocked
 from titan_fast.protocol.connection import Incoming
-from titan_fast.worker.executors.base import Executor, Observer
+from titan_fast.worker.executors.base import Clocks, Executor, Observer, now
 from titan_fast.worker.executors.spawn import SpawnExecutor
+from titan_fast.worker.exits import Exits
+from titan_fast.worker.journal import Journal, JournalFile, boot_id
 from titan_fast.worker.output import Emit, Shipper
 from titan_fast.worker.projects import Projects
 from titan_fast.worker.workspace import Workspace
@@ -33,11 +34,15 @@ class Files(Protocol):
     """The worker's directory, opened (`workspace.Workspace`)."""
 
     worker_id: str
+    history: str
 
-    def adopt_history(self, name: str) -> None: ...
+    def remember_history(self, name: str) -> None: ...
+    def runs(self) -> list[int]: ...
     def working_copy(self, run: int) -> str: ...
     def attempt_dir(self, fence: int, make: bool = True) -> str: ...
     def remove_attempt(self, fence: int) -> None: ...
+    def keep_attempts(self, fences: Collection[int]) -> None: ...
+    def has_room(self) -> bool: ...
     def close(self) -> None: ...
 
 
@@ -49,7 +54,6 @@ class Copies(Protocol):
     def answered(self, incoming: Incoming) -> None: ...
     def ask_again(self) -> None: ...
     def forget(self, run: int) -> None: ...
-    def clear(self) -> None: ...
 
 
 class Shipping(Protocol):
@@ -76,13 +80,14 @@ class Machine(Protocol):
     has_signals: bool
     """SIGINT and SIGTERM ask the agent to stop; without them `Agent.stop` does."""
     files: Files
+    journal: Journal
 
     def executor(self, observer: Observer) -> Executor: ...
     def shipper(self, emit: Emit) -> Shipping: ...
     def copies(self, send: Callable[[bytes], None]) -> Copies: ...
 
-    def wall(self) -> float:
-        """Seconds since 1970, UTC."""
+    def clocks(self) -> Clocks:
+        """Now."""
 
     def pulse(self) -> tuple[float, int]:
         """(load, available bytes of memory)."""
@@ -102,11 +107,13 @@ class ThisMachine:
         self.files: Files = self._workspace
         self.nonce = secrets.token_hex(8)
         self.random: random.Random = random.SystemRandom()
+        self.journal = Journal(JournalFile(self._workspace.root / "attempts.journal"), boot_id())
         self.environ: Mapping[str, str] = os.environ
         self.has_signals = True
 
     def executor(self, observer: Observer) -> Executor:
-        return SpawnExecutor(observer, file_limit=self._settings.file_limit)
+        exits = Exits.of_keeper(self.environ)
+        return SpawnExecutor(observer, file_limit=self._settings.file_limit, recorder=self.journal, exits=exits)
 
     def shipper(self, emit: Emit) -> Shipping:
         return Shipper(emit, limit=self._settings.output_limit)
@@ -114,8 +121,8 @@ class ThisMachine:
     def copies(self, send: Callable[[bytes], None]) -> Copies:
         return Projects(self._workspace, send)
 
-    def wall(self) -> float:
-        return time.time()
+    def clocks(self) -> Clocks:
+        return now()
 
     def pulse(self) -> tuple[float, int]:
         return os.getloadavg()[0], psutil.virtual_memory().available

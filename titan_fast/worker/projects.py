@@ -31,6 +31,8 @@ class Projects:
         self._fetching: dict[str, asyncio.Task[str]] = {}
         self._preparing: dict[int, asyncio.Task[str]] = {}
         self._ready: set[int] = set()
+        self._forgotten: set[int] = set()
+        """Runs forgotten while their copy was being made."""
 
     def is_ready(self, run: int) -> bool:
         return run in self._ready
@@ -38,6 +40,9 @@ class Projects:
     async def prepare(self, run: int, project: str) -> str:
         """Make the run's working copy. Returns what went wrong, empty when nothing did."""
         task = self._preparing.get(run)
+        if task is not None and run in self._forgotten:
+            await asyncio.wait([task])  # a run of the same number, of another history: its files are no use
+            task = self._preparing.get(run)
         if task is None:
             task = self._preparing[run] = asyncio.create_task(self._prepare(run, project))
         return await asyncio.shield(task)
@@ -49,12 +54,17 @@ class Projects:
                 if problem:
                     return problem
             await asyncio.to_thread(self._workspace.working_copy, run, project)
+            if run in self._forgotten:
+                return "the run is forgotten"
             self._ready.add(run)
             return ""
         except (TitanError, OSError) as error:
             return f"the project could not be brought here: {error}"
         finally:
             del self._preparing[run]
+            if run in self._forgotten:
+                self._forgotten.discard(run)
+                self._workspace.forget_run(run)
 
     async def _fetched(self, project: str) -> str:
         task = self._fetching.get(project)
@@ -119,10 +129,10 @@ class Projects:
             if not answer.done():
                 answer.set_exception(ConnectionLost("the connection to the master broke"))
 
-    def clear(self) -> None:
-        """Every run is another one now."""
-        self._ready.clear()
-
     def forget(self, run: int) -> None:
+        """Its working copy may go, or is not wanted any more once it is there."""
         self._ready.discard(run)
-        self._workspace.forget_run(run)
+        if run in self._preparing:
+            self._forgotten.add(run)
+        else:
+            self._workspace.forget_run(run)

@@ -86,6 +86,10 @@ class Slots:
         self.running[start.fence] = start
         return start
 
+    def adopt(self, start: Start) -> None:
+        """An attempt of an earlier agent runs on, in a slot of its own (there may be fewer than it had)."""
+        self.running[start.fence] = start
+
     def ended(self, fence: int) -> Start | None:
         """An attempt is over and its slot free. None when it did not run."""
         return self.running.pop(fence, None)

@@ -1,6 +1,8 @@
 """The worker's directory: who it is, its projects, its working copies, the folders of its attempts.
 
     lock  id                  one agent at a time; who this worker is, made once
+    history                   whose runs these are
+    attempts.journal          what the next agent must know of the attempts (`journal.py`)
     projects/<sha256>/        unpacked projects, by the address of their archive
     runs/<run>/               a run's working copy, shared by its tasks on this worker
     attempts/<fence>/         scratch, output and result of one attempt
@@ -19,6 +21,7 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,7 +33,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _WORKER_ID = re.compile(r"[0-9a-f]{32}")
 _FILES_OF_OURS = {"output", "output.gap", "result"}
 _MAX_SPARE = 256
-"""Longest header record of an archive (a long name and its kin) that is read into memory."""
+_ROOM = 1 << 20
+"""Bytes that must fit on the disk before attempts are started again."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -46,6 +50,8 @@ class Workspace:
     ) -> None:
         self.root = Path(os.path.abspath(root))
         self.worker_id = ""
+        self.history = ""
+        """Runs are counted by a master's history: under another one the same number is another run."""
         self._max_bytes = max_project_bytes
         self._max_entries = max_project_entries
         self._lock = -1
@@ -63,7 +69,7 @@ class Workspace:
     # ---------------------------------------------------------------- opening
 
     def open(self) -> None:
-        """Take the directory into use; attempts of an earlier agent are thrown away.
+        """Take the directory into use; attempts of an earlier agent stay until `keep_attempts`.
 
         Raises:
             StateLocked: another agent is using it.
@@ -74,8 +80,8 @@ class Workspace:
         self._mark_private()
         self.worker_id = self._read_id()
         self._distrust_projects_after_reboot()
-        for name in os.listdir(self._attempts):
-            self._throw_away(f"{self._attempts}/{name}")
+        with contextlib.suppress(FileNotFoundError):
+            self.history = (self.root / "history").read_text("utf-8", "replace")
         for folder in (self._projects, self._runs):
             for name in os.listdir(folder):
                 if name.startswith(".new-"):
@@ -215,13 +221,10 @@ class Workspace:
         self._copies.add(run)
         return place
 
-    def adopt_history(self, name: str) -> None:
-        """Runs are counted by a master's history: under another one the same number is another run."""
-        path = self.root / "history"
-        if not path.exists() or path.read_text("utf-8", "replace") != name:
-            for run in self.runs():
-                self.forget_run(run)
-            _write_durably(path, name)
+    def remember_history(self, name: str) -> None:
+        """All runs that are here are of that history."""
+        self.history = name
+        _write_durably(self.root / "history", name)
 
     def runs(self) -> list[int]:
         """Runs that have a working copy here."""
@@ -251,6 +254,25 @@ class Workspace:
                 continue
         os.mkdir(place, 0o700)
         return place
+
+    def keep_attempts(self, fences: Collection[int]) -> None:
+        """Throw away what an earlier agent left, except these."""
+        kept = {format_fence(fence) for fence in fences}
+        for name in os.listdir(self._attempts):
+            if name not in kept:
+                self._throw_away(f"{self._attempts}/{name}")
+
+    def has_room(self) -> bool:
+        """Whether something can be written here. Asked of the disk: a quota is in no figure of free space."""
+        path = self.root / "room"
+        try:
+            path.write_bytes(bytes(_ROOM))
+            return True
+        except OSError:
+            return False
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def drop_scratch(self, fence: int) -> None:
         """Throw away what an attempt left in its directory, except its output."""

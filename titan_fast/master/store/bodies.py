@@ -5,6 +5,7 @@ Knows bytes and addresses; which of them are still named is the store's to say.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from hashlib import sha256
 from pathlib import Path
@@ -62,14 +63,23 @@ def write_safely(place: Path, content: bytes) -> None:
     with part.open("wb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
     part.replace(place)
     sync_folder(place.parent)
 
 
+def sync(fd: int) -> None:
+    """What was written is on the disk, where the system allows it also out of the disk's own cache."""
+    full: int | None = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is None:
+        os.fsync(fd)
+    else:
+        fcntl.fcntl(fd, full)
+
+
 def sync_file(place: Path) -> None:
     with place.open("rb") as file:
-        os.fsync(file.fileno())
+        sync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

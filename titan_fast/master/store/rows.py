@@ -1,8 +1,9 @@
 """Between facts and the rows of a store: what of a fact is looked for, and what is only kept. Pure; knows no database.
 
 A fact is stored under its kind and version, which together stand for its fields *and their defaults*: a field is only
-ever added, with a default, and a default that changes is a new version. What history alone wants of attempts (worker,
-times, results) is cut into pieces that lie within one block of tasks, so that a page of an array is a few rows.
+ever added, with a default; a default that changes, or a limit that shrinks, is a new version. What history alone wants
+of attempts (worker, times, results) is cut into pieces that lie within one block of tasks, so that a page of an array
+is a few rows.
 """
 
 from __future__ import annotations
@@ -283,13 +284,13 @@ def answer_of(fact: Fact) -> tuple[Key, int, int] | None:
 
 # ---------------------------------------------------------------- graphs that are files
 
-_NO_GRAPH = GraphSpec("", ())
 _decode_body = msgspec.msgpack.Decoder(tuple[GraphSpec, tuple[bytes, ...]]).decode
 
 
 def without_body(fact: RunAccepted) -> tuple[RunAccepted, bytes]:
     """The fact without its graph and payloads, and those as the bytes of a file."""
-    return msgspec.structs.replace(fact, graph=_NO_GRAPH, payloads=()), _encode((fact.graph, fact.payloads))
+    name_alone = GraphSpec(fact.graph.name, ())
+    return msgspec.structs.replace(fact, graph=name_alone, payloads=()), _encode((fact.graph, fact.payloads))
 
 
 def with_body(fact: RunAccepted, body: bytes) -> RunAccepted:

@@ -7,6 +7,8 @@ newer one is refused. What is in the rows has versions of its own (`rows`).
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from titan_fast.errors import BadBackup, StoreFailed, StoreTooNew
 
 APPLICATION_ID = 0x7A17FA57
 VERSION = 1
+PATIENCE = 10_000
+"""Milliseconds to wait for another program that has the file locked."""
 PAGE = 8192
 """Bytes."""
 
@@ -153,7 +157,7 @@ UNFINISHED = "restoring"
 
 def connect(path: Path, flags: int, vfs: str | None) -> apsw.Connection:
     connection = apsw.Connection(str(path), flags=flags, vfs=vfs)
-    connection.set_busy_timeout(10_000)
+    connection.set_busy_timeout(PATIENCE)
     return connection
 
 
@@ -202,20 +206,21 @@ def claim_file(connection: apsw.Connection, path: Path) -> None:
         connection.pragma("application_id", APPLICATION_ID)
 
 
-def verified(path: Path) -> apsw.Connection:
-    """A connection to a copy, which was read from its beginning to its end.
+@contextmanager
+def verified(path: Path) -> Iterator[apsw.Connection]:
+    """A copy that was read from its beginning to its end and is good.
 
     Raises:
         StoreTooNew: of a later schema. BadBackup: damaged, or no state.
     """
     try:
-        connection = connect(path, apsw.SQLITE_OPEN_READWRITE, None)
-        if not is_ours(connection):
-            raise BadBackup(f"{path} is no state of titan-fast")
-        claim_file(connection, path)
-        ((problem,),) = fetch(connection, "PRAGMA quick_check(1)")
-    except apsw.Error as error:
-        raise BadBackup(f"{path} is damaged: {error}") from None
-    if problem != "ok":
-        raise BadBackup(f"{path} is damaged: {problem}")
-    return connection
+        with closing(connect(path, apsw.SQLITE_OPEN_READWRITE, None)) as connection:
+            if not is_ours(connection):
+                raise BadBackup(f"{path.name} is no state of titan-fast")
+            claim_file(connection, path)
+            ((problem,),) = fetch(connection, "PRAGMA quick_check(1)")
+            if problem != "ok":
+                raise BadBackup(f"{path.name} is damaged: {problem}")
+            yield connection
+    except (apsw.NotADBError, apsw.CorruptError) as error:
+        raise BadBackup(f"{path.name} is damaged: {error}") from None

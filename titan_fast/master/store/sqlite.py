@@ -397,7 +397,7 @@ class SqliteStore:
             source = schema.connect(self._path, apsw.SQLITE_OPEN_READONLY, self._vfs)
             with closing(source):
                 source.execute("VACUUM INTO ?", (str(target / schema.FILE),))
-            with closing(schema.verified(target / schema.FILE)) as copy:
+            with schema.verified(target / schema.FILE) as copy:
                 named = schema.bodies_of(copy)
             bodies = Bodies(target / schema.BODIES)
             for digest in named:

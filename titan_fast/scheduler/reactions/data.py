@@ -30,8 +30,7 @@ def on_kv_set_requested(state: State, event: KvSetRequested, out: Outbox) -> Non
     except TitanError as error:
         out.command(Refuse(event.ticket, error))
         return
-    expires_at = state.wall + event.ttl if event.ttl else 0.0
-    revision = _change(state, event.name, event.value, expires_at, event.key, out)
+    revision = _change(state, event.name, event.value, event.ttl, event.key, out)
     if event.ttl:
         state.timer(event.ttl, ("kv_due", event.name, revision))
     out.command(Answer(event.ticket, revision))
@@ -46,16 +45,17 @@ def _check_room(state: State, name: str, value: bytes, old: Entry | None) -> Non
         )
 
 
-def _change(state: State, name: str, value: bytes | None, expires_at: float, key: Key, out: Outbox) -> int:
+def _change(state: State, name: str, value: bytes | None, ttl: float, key: Key, out: Outbox) -> int:
     """Returns the revision."""
     old = state.kv.pop(name, None)
     if old is not None:
         state.kv_size -= len(name) + len(old.value)
     state.revision += 1
+    expires_at = state.wall + ttl if ttl else 0.0
     if value is not None:
         state.kv[name] = Entry(value, state.revision, expires_at)
         state.kv_size += len(name) + len(value)
-    out.fact(KvChanged(state.wall, name, value, state.revision, expires_at, key=key))
+    out.fact(KvChanged(state.wall, name, value, state.revision, expires_at, ttl, key=key))
     return state.revision
 
 

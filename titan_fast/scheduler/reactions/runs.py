@@ -7,10 +7,11 @@ from titan_fast.ids import TaskId
 from titan_fast.scheduler import recovery
 from titan_fast.scheduler.commands import Answer, Kill, Refuse
 from titan_fast.scheduler.events import CancelRequested, DropRequested, RetryRequested, RunRecalled, RunSubmitted
-from titan_fast.scheduler.facts import CancelAsked, RunAccepted, TasksDropped, TasksReopened, TasksSettled
+from titan_fast.scheduler.facts import CancelAsked, RunAccepted, TasksDropped, TasksReopened
 from titan_fast.scheduler.graph import admit
 from titan_fast.scheduler.lifecycle import FINAL, S, move
 from titan_fast.scheduler.reactions import tasks
+from titan_fast.scheduler.sabotage import RETRY_FLOOR_KEPT
 from titan_fast.scheduler.state import CANCELLED, UNWANTED, UPSTREAM, Outbox, Run, State
 
 
@@ -69,8 +70,7 @@ def on_cancel_requested(state: State, event: CancelRequested, out: Outbox) -> No
         out.command(Refuse(event.ticket, error))
         return
     out.fact(CancelAsked(state.wall, run.id, first, count, key=event.key))
-    if event.task is None:
-        run.cancelled = True
+    run.cancelled |= count == len(run.state)
     finished: list[int] = []
     for lot, member in tasks.open_members(list(run.lots.values())):
         index = lot.first + member
@@ -105,8 +105,9 @@ def _cancel_members(state: State, run: Run, spec: int, first: int, count: int, o
         tasks.take_out(state, run, spec, start, length)
         move(state, run, start, length, S.CANCELLED)
         tasks.note(run, start, length, "cancelled")
-        out.fact(TasksSettled(state.wall, run.id, start, length, "CANCELLED", "cancelled"))
+        tasks.settled(state, run, spec, start, length, S.CANCELLED, "cancelled", out)
         ended += length
+    tasks.ask_again(state, run, spec)
     if not ended:
         return False
     run.outcome[spec] |= CANCELLED
@@ -170,6 +171,8 @@ def _specs_of(run: Run, first: int, count: int) -> list[int]:
 
 def reopen(state: State, run: Run, stretches: list[tuple[int, int]], floor: int) -> list[int]:
     """Back to BLOCKED in the next generation, counters set again; returns the specs touched, in order."""
+    if RETRY_FLOOR_KEPT in state.tuning.sabotage:
+        floor = run.floor
     touched: dict[int, None] = {}
     for start, length in stretches:
         move(state, run, start, length, S.BLOCKED)
@@ -179,15 +182,19 @@ def reopen(state: State, run: Run, stretches: list[tuple[int, int]], floor: int)
             for column in (run.failures, run.crashes, run.reasons, run.results):
                 column.pop(index, None)
             run.dropped.discard(index)
+            run.cancel_asked.discard(index)
             spec = run.spec_of(index)
+            if run.held:
+                delay = run.options_of(spec).delay
+                run.returning[index] = (state.wall + delay, delay)
             touched[spec] = None
             run.open[spec] += 1
     for spec in touched:
         run.outcome[spec] = 0
         for task_state, _, _ in run.stretches(run.first[spec], run.count[spec]):
             run.outcome[spec] |= tasks.OUTCOME_BIT.get(task_state, 0)
-    # A child that still waits for another parent had counted this one off already.
-    waiting = {child for spec in touched for child in run.children_of(spec) if run.unmet[child]}
+    # A child that still waits, for another parent or because its run is held, had counted this one off already.
+    waiting = {child for spec in touched for child in run.children_of(spec) if run.held or run.unmet[child]}
     for spec in waiting.union(touched):
         run.unmet[spec] = sum(1 for parent in run.parents_of(spec) if run.open[parent])
     return sorted(touched)
@@ -213,7 +220,7 @@ def on_run_recalled(state: State, event: RunRecalled, out: Outbox) -> None:
     """A finished run comes back into memory, as it was."""
     number = event.record.accepted.run
     if number not in state.runs:
-        run = recovery.rebuild(state, event.record)
+        run = recovery.recall(state, event.record)
         state.runs[number] = run
         for value, n in enumerate(run.counts):
             state.totals[value] += n

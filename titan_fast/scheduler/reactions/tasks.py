@@ -57,6 +57,7 @@ OUTCOME_BIT = {S.COMPLETED: OK, S.FAILED: BAD, S.DEAD: BAD, S.CANCELLED: CANCELL
 def release(state: State, run: Run, spec: int, first: int, count: int) -> None:
     """Parents are done: wait out the delay, or become ready. A run that is held goes on later (`recovery.let_go`)."""
     if run.held:
+        run.released_at.setdefault(spec, state.wall)
         return
     delay = run.options_of(spec).delay
     if delay > 0:
@@ -116,7 +117,9 @@ def delay_is_over(state: State, out: Outbox, run_id: int, first: int, count: int
     run.due.pop(first, None)
     spec = run.spec_of(first)
     for task_state, start, length in run.stretches(first, count):
-        if task_state is S.DELAYED:
+        if task_state is S.DELAYED and length == 1 and run.crashes.get(start, 0) >= 2:
+            placement.pin_alone(state, run, start)
+        elif task_state is S.DELAYED:
             make_ready(state, run, spec, start, length)
 
 
@@ -132,9 +135,17 @@ def make_ready(state: State, run: Run, spec: int, first: int, count: int) -> Non
     state.queue.push(options.cls, run.id, options.priority, spec, first, count)
 
 
-def come_back(state: State, run: Run, spec: int, index: int) -> None:
-    """A task that was out is ready again, before its younger siblings; alone after its second crash."""
+def come_back(state: State, run: Run, spec: int, index: int, seconds: float = 0.0) -> None:
+    """A task that was out is ready again after so many seconds, before its younger siblings; alone after its second
+    crash. In a run that is held a later attempt may still turn up: it waits with the others."""
     state.needs_placement = True
+    if run.held:
+        move(state, run, index, 1, S.BLOCKED)
+        run.returning[index] = (state.wall + seconds, seconds)
+        return
+    if seconds > 0:
+        wait(state, run, index, 1, seconds)
+        return
     if run.crashes.get(index, 0) >= 2:
         placement.pin_alone(state, run, index)
         return
@@ -158,20 +169,24 @@ def on_attempts_started(state: State, event: AttemptsStarted, out: Outbox) -> No
         if lot is None or lot.run != run_id or lot.first + fence - lot.fence != index:
             continue
         member = fence - lot.fence
-        if lot.marks[member] not in (WAITING, RECALLING):
-            continue
-        if lot.marks[member] == RECALLING:
-            state.recalling -= 1
-        lot.marks[member] = STARTED
-        lot.started[member] = started
-        worker.running += 1
-        if not state.unnoted:
-            state.timer(NOTED_AFTER, ("note_running",))
-        state.unnoted.append((state.now, lot, member))
-        run = state.runs[run_id]
-        if run.state[index] == S.ASSIGNED:
-            move(state, run, index, 1, S.RUNNING)
-            out.changed(run_id)
+        if lot.marks[member] in (WAITING, RECALLING):
+            mark_started(state, worker, state.runs[run_id], lot, member, started, out)
+
+
+def mark_started(state: State, worker: Worker, run: Run, lot: Lot, member: int, started: int, out: Outbox) -> None:
+    """``started``: microseconds, the worker's wall clock."""
+    if lot.marks[member] == RECALLING:
+        state.recalling -= 1
+    lot.marks[member] = STARTED
+    lot.started[member] = started
+    worker.running += 1
+    if not state.unnoted:
+        state.timer(NOTED_AFTER, ("note_running",))
+    state.unnoted.append((state.now, lot, member))
+    index = lot.first + member
+    if run.state[index] == S.ASSIGNED:
+        move(state, run, index, 1, S.RUNNING)
+        out.changed(run.id)
 
 
 def note_running(state: State, out: Outbox) -> None:
@@ -273,13 +288,11 @@ def _judge(
     spec = lot.spec
     if run.state[index] == S.CANCELLING:
         to, reason = S.CANCELLED, "cancelled"
-        run.cancel_asked.discard(index)
     elif ending is Ending.EXIT and code == 0:
         to, reason = S.COMPLETED, "exit:0"
         placement.measured(state, run, spec, duration / 1e6)
         if result and spec in run.wanted:
             run.results[index] = result
-        run.best[spec] = max(run.best[spec], fence)
     else:
         reason = _reason(ending, code, result)
         failures = run.failures[index] = run.failures.get(index, 0) + 1
@@ -289,7 +302,7 @@ def _judge(
             seconds = backoff(options.retry, failures, state.rng)
             batch = _record(state, run, lot, index, fence, "PENDING", reason, code, started, duration, b"", out)
             batch.due[len(batch.index) - 1] = (state.wall + seconds, seconds)
-            wait(state, run, index, 1, seconds)
+            come_back(state, run, spec, index, seconds)
             return
         to = S.FAILED
     if reason != "exit:0":
@@ -332,6 +345,9 @@ def _record(
         run.attempts[index] = lot.attempt
     if public == "PENDING":
         run.floors[index] = max(fence, run.floor_of(index))
+        ask_again(state, run, lot.spec)
+    else:
+        run.best[lot.spec] = max(run.best[lot.spec], fence)
     batch = out.ended(state.wall, run.id)
     batch.index.append(index)
     batch.generation.append(lot.generation)
@@ -394,9 +410,9 @@ def member_is_final(state: State, run: Run, spec: int, to: TaskState, count: int
 
 def settle(state: State, run: Run, finished: list[int], out: Outbox) -> None:
     """Specs with no open member left: count them off their children, and so on down; then look at the run."""
-    state.parents_ended |= bool(finished)
     sabotaged = PARENTS_COUNTED_ONCE in state.tuning.sabotage
     for spec in finished:  # grows while we walk it
+        ask_again(state, run, spec)
         for child in run.children_of(spec):
             if not run.unmet[child] or not run.open[child]:
                 continue
@@ -456,8 +472,22 @@ def settle_members(
     note(run, first, count, reason)
     run.outcome[spec] |= bit
     run.open[spec] -= count
-    out.fact(TasksSettled(state.wall, run.id, first, count, PUBLIC[to], reason))
+    settled(state, run, spec, first, count, to, reason, out)
     out.changed(run.id)
+
+
+def settled(state: State, run: Run, spec: int, first: int, count: int, to: TaskState, reason: str, out: Outbox) -> None:
+    """Members ended without an attempt: what a child did before now, it did because of another end of them."""
+    floor = state.last_fence()
+    run.best[spec] = max(run.best[spec], floor)
+    out.fact(TasksSettled(state.wall, run.id, first, count, PUBLIC[to], reason, floor))
+
+
+def ask_again(state: State, run: Run, spec: int) -> None:
+    """What has to wait for a verdict because of this spec, or is of it, may have one now."""
+    if state.undecided:
+        keys = {(run.id, spec), *((run.id, child) for child in run.children_of(spec))}
+        state.to_decide |= keys & state.questions.keys()
 
 
 def note(run: Run, first: int, count: int, reason: str) -> None:
@@ -471,7 +501,7 @@ def give_up(state: State, run_id: int, index: int, reason: str, out: Outbox) -> 
     spec = run.spec_of(index)
     move(state, run, index, 1, S.FAILED)
     run.reasons[index] = reason
-    out.fact(TasksSettled(state.wall, run.id, index, 1, "FAILED", reason))
+    settled(state, run, spec, index, 1, S.FAILED, reason, out)
     out.changed(run.id)
     member_is_final(state, run, spec, S.FAILED, 1, out)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
 from titan_fast.errors import Stopping
 from titan_fast.scheduler import placement, recovery
 from titan_fast.scheduler.commands import Kill, Refuse, Verdict
@@ -18,18 +21,20 @@ from titan_fast.scheduler.events import (
     WorkerRecovered,
     WorkerSuspected,
 )
-from titan_fast.scheduler.explain import lot_of
 from titan_fast.scheduler.facts import WorkerGone, WorkerRegistered
-from titan_fast.scheduler.lifecycle import FINAL, IN_FLIGHT, S, move
+from titan_fast.scheduler.lifecycle import FINAL, IN_FLIGHT, S
 from titan_fast.scheduler.reactions import tasks
 from titan_fast.scheduler.sabotage import (
     ABSENT_IS_CRASH,
     COPIED_STATE,
     FLOOR_IGNORED,
     FORGET_TO_REQUEUE,
+    GENERATION_IGNORED,
+    HIGHER_FENCE_IGNORED,
+    OLD_NONCE_KEPT,
     PARENTS_FENCE_IGNORED,
 )
-from titan_fast.scheduler.state import DONE, STARTED, Lot, Outbox, Run, State, Worker
+from titan_fast.scheduler.state import DONE, RECALLING, WAITING, Lot, Outbox, Run, State, Worker
 
 
 def on_worker_attached(state: State, event: WorkerAttached, out: Outbox) -> None:
@@ -58,9 +63,9 @@ def on_worker_attached(state: State, event: WorkerAttached, out: Outbox) -> None
                 state.wall, worker.id, worker.name, worker.nonce, event.capabilities, event.slots, event.permanent
             )
         )
-    state.undecided.pop(worker.id, None)
+    _forget_undecided(state, worker)
     placement.forget_recalls(state, worker)  # they may have died with the old connection
-    told = {item.fence for item in event.inventory}
+    told = {item.fence for item in event.inventory if is_ours(state, item)}
     if ABSENT_IS_CRASH in state.tuning.sabotage:
         crashing = worker.slots
     for place, (lot, member) in enumerate(list(tasks.open_members(list(worker.lots)))):
@@ -68,8 +73,9 @@ def on_worker_attached(state: State, event: WorkerAttached, out: Outbox) -> None
         if lot.fence + member not in told:
             tasks.attempt_lost(state, worker, state.runs[lot.run], lot, member, place < crashing, out)
     verdict: dict[str, list[int]] = {KEEP: [], KILL: [], WAIT: []}
-    for item in sorted(event.inventory, key=lambda item: item.fence):
-        verdict[_judge(state, worker, item, out)].append(item.fence)
+    for _, item, what in _judge_all(state, [(worker, item) for item in event.inventory], out):
+        verdict[what].append(item.fence)
+    _leave_alone(state, worker)
     _recover(state, worker)
     out.command(Verdict(event.ticket, worker.id, tuple(verdict[KEEP]), tuple(verdict[KILL]), tuple(verdict[WAIT])))
     recovery.heard_of(state, worker.id, out)
@@ -79,11 +85,22 @@ def _begin_anew(state: State, worker: Worker, event: WorkerAttached, capabilitie
     """A new incarnation of a worker that we have not given up: what its agent ran may run on under the new one."""
     placement.unpin_all(state, worker)
     state.view_rows[worker.view].workers.discard(worker.id)
-    worker.name, worker.nonce = event.name, event.nonce
+    worker.name = event.name
+    if OLD_NONCE_KEPT not in state.tuning.sabotage:
+        worker.nonce = event.nonce
     worker.capabilities, worker.slots = capabilities, event.slots
     worker.view = state.view_of(capabilities)
     worker.draining = False
     worker.state = "SUSPECT"
+
+
+def _leave_alone(state: State, worker: Worker) -> None:
+    """What it holds may be a task that must have a worker to itself."""
+    if worker.held == 1 and worker.alone is None:
+        ((lot, member),) = tasks.open_members(worker.lots)
+        if state.runs[lot.run].crashes.get(lot.first + member, 0) >= 2:
+            worker.alone = (lot.run, lot.first + member)
+            state.pinned.add(worker.id)
 
 
 # ---------------------------------------------------------------- verdicts
@@ -91,88 +108,141 @@ def _begin_anew(state: State, worker: Worker, event: WorkerAttached, capabilitie
 KEEP, KILL, WAIT = "keep", "kill", "wait"
 
 
-def _judge(state: State, worker: Worker, item: HeldAttempt, out: Outbox) -> str:
+class _Known:
+    """The open attempts of one run, by task, while verdicts are given: those in our books, and those undecided."""
+
+    def __init__(self, state: State, run: Run) -> None:
+        self.lots = {lot.first + member: lot for lot, member in tasks.open_members(run.lots.values())}
+        self._seen: set[int] = set()
+        self._tasks: Counter[int] = Counter()
+        """Spec -> how many of its tasks have an open attempt."""
+        self._newest: dict[int, int] = {}
+        """Spec -> the highest fence of those."""
+        for index, lot in self.lots.items():
+            self.add(run, index, lot.fence + index - lot.first)
+        for items in state.undecided.values():
+            for item in items.values():
+                if item.run == run.id and run.state[item.index] not in FINAL:
+                    self.add(run, item.index, item.fence)
+
+    def add(self, run: Run, index: int, fence: int) -> None:
+        spec = run.spec_of(index)
+        self._newest[spec] = max(self._newest.get(spec, 0), fence)
+        if index not in self._seen:
+            self._seen.add(index)
+            self._tasks[spec] += 1
+
+    def may_end_below(self, run: Run, spec: int, fence: int) -> bool:
+        """Everything of this spec that has not ended has an attempt that began before this fence was given: the spec
+        may have ended before it, and the word of it is on its way."""
+        return self._tasks[spec] >= run.open[spec] and self._newest[spec] < fence
+
+
+def is_ours(state: State, item: HeldAttempt) -> bool:
+    return item.is_ours or COPIED_STATE in state.tuning.sabotage
+
+
+def _judge_all(
+    state: State, told: Sequence[tuple[Worker, HeldAttempt]], out: Outbox
+) -> Iterator[tuple[Worker, HeldAttempt, str]]:
+    """The verdict for each attempt. Parents come before their children, as fences only grow; of several attempts
+    of one task only the newest has a chance."""
+    ours = [(worker, item) for worker, item in told if is_ours(state, item)]
+    yield from ((worker, item, KILL) for worker, item in told if not is_ours(state, item))
+    ours.sort(key=lambda pair: pair[1].fence)
+    newest = {(item.run, item.index, item.generation): item.fence for _, item in ours}
+    known: dict[int, _Known] = {}
+    for worker, item in ours:
+        is_newest = newest[item.run, item.index, item.generation] == item.fence
+        if is_newest or HIGHER_FENCE_IGNORED in state.tuning.sabotage:
+            yield worker, item, _judge(state, worker, item, known, out)
+        else:
+            yield worker, item, KILL
+
+
+def _judge(state: State, worker: Worker, item: HeldAttempt, cache: dict[int, _Known], out: Outbox) -> str:
     """What becomes of one attempt that a worker holds.
 
     By its fence alone, as no assignment is ever written down: it counts when it is above the task's floor and above
     the accepted fence of every parent, and no higher fence of that task is known.
     """
-    run = state.runs.get(item.run)
-    if run is None or item.index >= len(run.state):
+    sabotage = state.tuning.sabotage
+    run, index, fence = state.runs.get(item.run), item.index, item.fence
+    if run is None or index >= len(run.state):
         return KILL
-    lot = worker.find_lot(item.fence)
+    lot = worker.find_lot(fence)
     if lot is not None:
-        return _known(state, worker, run, lot, item, out)
-    if not item.is_ours and COPIED_STATE not in state.tuning.sabotage:
+        return _confirm(state, worker, run, lot, item, out)
+    if run.state[index] in FINAL:
         return KILL
-    index = item.index
-    if run.state[index] in FINAL or item.generation != run.generation.get(index, 0):
+    if item.generation != run.generation.get(index, 0) and GENERATION_IGNORED not in sabotage:
         return KILL
-    if item.fence <= run.floor_of(index) and FLOOR_IGNORED not in state.tuning.sabotage:
+    if fence <= run.floor_of(index) and FLOOR_IGNORED not in sabotage:
         return KILL
-    other = lot_of(run, index) if run.state[index] in IN_FLIGHT else None
-    if other is not None and other.fence + index - other.first > item.fence:
+    parents = run.parents_of(run.spec_of(index))
+    if any(run.best[parent] >= fence for parent in parents) and PARENTS_FENCE_IGNORED not in sabotage:
         return KILL
-    spec = run.spec_of(index)
-    unresolved = [parent for parent in run.parents_of(spec) if run.open[parent]]
-    if any(not _may_still_count(state, run, parent, item.fence) for parent in unresolved):
-        return KILL
+    other = None
+    if run.state[index] in IN_FLIGHT:
+        other = _known(state, run, cache).lots[index]
+        if other.fence + index - other.first > fence and HIGHER_FENCE_IGNORED not in sabotage:
+            return KILL
+    unresolved = [parent for parent in parents if run.open[parent]]
     if unresolved:
-        state.undecided.setdefault(worker.id, {})[item.fence] = item
+        if index in run.cancel_asked:
+            return KILL
+        # While the run is held, the worker that has the parent's result may still come.
+        if not run.held and not all(
+            _known(state, run, cache).may_end_below(run, parent, fence) for parent in unresolved
+        ):
+            return KILL
+        _leave_undecided(state, worker, run, item)
+    else:
+        if other is not None:
+            _replace(state, run, other, index, out)
+        lot = recovery.put_at(state, worker, run, item, out)
+    if run.id in cache:
+        cache[run.id].add(run, index, fence)
+        if lot is not None:
+            cache[run.id].lots[index] = lot
+    if unresolved:
         return WAIT
-    if (
-        any(run.best[parent] >= item.fence for parent in run.parents_of(spec))
-        and PARENTS_FENCE_IGNORED not in state.tuning.sabotage
-    ):
-        return KILL
-    if other is not None:
-        _replace(state, run, other, index, out)
-    started = max(item.started, 1) if item.stage else 0
-    recovery.put_at(state, worker, run, index, item.fence, item.generation, item.attempt, started, out)
     return KILL if run.state[index] == S.CANCELLING and item.stage != ENDED else KEEP
 
 
-def _known(state: State, worker: Worker, run: Run, lot: Lot, item: HeldAttempt, out: Outbox) -> str:
-    """An attempt in our books, if it is what the worker says it is."""
+def _known(state: State, run: Run, cache: dict[int, _Known]) -> _Known:
+    if run.id not in cache:
+        cache[run.id] = _Known(state, run)
+    return cache[run.id]
+
+
+def _confirm(state: State, worker: Worker, run: Run, lot: Lot, item: HeldAttempt, out: Outbox) -> str:
+    """An attempt with a fence that is in our books, if it is what the worker says it is."""
     member = item.fence - lot.fence
     if lot.marks[member] == DONE or lot.run != item.run or lot.first + member != item.index:
         return KILL
     if run.state[item.index] == S.CANCELLING:
         return KEEP if item.stage == ENDED else KILL
-    if item.stage and lot.marks[member] != STARTED:
-        lot.marks[member] = STARTED
-        lot.started[member] = item.started
-        worker.running += 1
-        if run.state[item.index] == S.ASSIGNED:
-            move(state, run, item.index, 1, S.RUNNING)
-            out.changed(run.id)
+    if item.stage and lot.marks[member] in (WAITING, RECALLING):
+        tasks.mark_started(state, worker, run, lot, member, item.started, out)
     return KEEP
 
 
-def _may_still_count(state: State, run: Run, spec: int, fence: int) -> bool:
-    """A parent that has not ended: could it have, before this attempt of its child was given its fence?
+def _leave_undecided(state: State, worker: Worker, run: Run, item: HeldAttempt) -> None:
+    state.undecided.setdefault(worker.id, {})[item.fence] = item
+    state.questions.setdefault((run.id, run.spec_of(item.index)), []).append((worker.id, item.fence))
 
-    While the run is held its worker may still come and say so. Later only if an attempt with a lower fence is being
-    kept somewhere, whose result is on its way.
-    """
-    if run.held:
-        return True
-    first, count = run.first[spec], run.count[spec]
-    waiting = [
-        item
-        for items in state.undecided.values()
-        for item in items.values()
-        if item.run == run.id and first <= item.index < first + count and item.fence < fence
-    ]
-    held = {item.index for item in waiting}
-    for value, start, length in run.stretches(first, count):
-        if value in FINAL:
-            continue
-        for index in range(start, start + length):
-            lot = lot_of(run, index)
-            if index not in held and (lot is None or lot.fence + index - lot.first >= fence):
-                return False
-    return True
+
+def _forget_undecided(state: State, worker: Worker) -> None:
+    for item in state.undecided.pop(worker.id, {}).values():
+        _ask_children(state, item)
+
+
+def _ask_children(state: State, item: HeldAttempt) -> None:
+    """An attempt that was waited for does not count: neither does what its task's children did because of it."""
+    run = state.runs.get(item.run)
+    if run is not None:
+        tasks.ask_again(state, run, run.spec_of(item.index))
 
 
 def _replace(state: State, run: Run, lot: Lot, index: int, out: Outbox) -> None:
@@ -183,16 +253,22 @@ def _replace(state: State, run: Run, lot: Lot, index: int, out: Outbox) -> None:
 
 
 def decide_undecided(state: State, out: Outbox) -> None:
-    """What had to wait, once more: parents have ended since, or the hold is over."""
-    state.parents_ended = False
-    for worker_id, items in list(state.undecided.items()):
-        worker = state.workers[worker_id]
-        verdict: dict[str, list[int]] = {KEEP: [], KILL: [], WAIT: []}
-        for fence in sorted(items):
-            item = items.pop(fence)
-            verdict[_judge(state, worker, item, out)].append(fence)
-        if not items:
-            state.undecided.pop(worker_id, None)
+    """What had to wait, once more: a parent has ended since, or what was kept of it, or the hold is over."""
+    verdicts: dict[str, dict[str, list[int]]] = {}
+    while state.to_decide:
+        keys, state.to_decide = sorted(state.to_decide), set()
+        asked: list[tuple[Worker, HeldAttempt]] = []
+        for key in keys:
+            for worker_id, fence in state.questions.pop(key, ()):
+                item = state.undecided.get(worker_id, {}).pop(fence, None)
+                if item is not None:
+                    asked.append((state.workers[worker_id], item))
+        for worker, item, what in _judge_all(state, asked, out):
+            verdicts.setdefault(worker.id, {KEEP: [], KILL: [], WAIT: []})[what].append(item.fence)
+            if what == KILL:
+                _ask_children(state, item)
+    state.undecided = {worker_id: items for worker_id, items in state.undecided.items() if items}
+    for worker_id, verdict in verdicts.items():
         if verdict[KEEP] or verdict[KILL]:
             out.command(Verdict(0, worker_id, tuple(verdict[KEEP]), tuple(verdict[KILL])))
 
@@ -245,7 +321,7 @@ def lose(state: State, worker: Worker, how: str, out: Outbox) -> None:
     """The worker is gone: all it held goes on elsewhere. Only the oldest ``slots`` attempts can have been running,
     so only they count as crashes; a goodbye counts none."""
     out.fact(WorkerGone(state.wall, worker.id, how))
-    state.undecided.pop(worker.id, None)
+    _forget_undecided(state, worker)
     worker.state = how.upper()
     worker.gone_at = state.now
     placement.unpin_all(state, worker)

@@ -1,13 +1,15 @@
 """Machines without hardware: processes that are only a start and an end, and what an agent touches of its machine.
 
-A `Host` outlives the agents on it, as its processes do: it plays the keeper. Every start and end of a process is
-written to a `Ledger` that nobody who is tested can reach.
+A `Host` outlives the agents on it, as its processes and files do; it plays the keeper, too. Every start and end of a
+process is told to a `Ledger` that nobody who is tested can reach.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -15,11 +17,13 @@ import msgspec
 from titan_fast.ids import Ending
 from titan_fast.protocol.connection import Incoming
 from titan_fast.testing.simulation.world import Clock, Program, World
-from titan_fast.worker.executors.base import Attempt, Observer, Outcome
+from titan_fast.worker.executors.base import Attempt, Clocks, Exit, Left, Observer, Outcome, Recorder
+from titan_fast.worker.journal import Journal
 from titan_fast.worker.output import Emit
 
-SPAWN = 0.0005
+SPAWN = 0.001
 """Longest time that starting a process takes, seconds."""
+SIGTERM, SIGKILL = 15, 9
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -27,29 +31,30 @@ class Plan(msgspec.Struct, frozen=True):
 
     seconds: float
     ending: Ending = Ending.EXIT
+    """EXIT or SIGNAL."""
     code: int = 0
     stubborn: float = 0.0
-    """Seconds it goes on after TERM; KILL ends it anyhow."""
+    """Seconds it goes on after TERM."""
     result: bytes = b""
 
 
 class Process(msgspec.Struct, eq=False):
-    """A process as its machine knows it."""
+    """A process as its machine knows it. Times are the world's."""
 
     host: str
     fence: int
     task: str
-    attempt: int
+    pid: int
     started: float
-    """World time."""
     plan: Plan
     ended: float = -1.0
     ending: Ending = Ending.EXIT
+    """EXIT or SIGNAL, by itself or because it was asked to end."""
     code: int = 0
-    killed: bool = False
-    """Somebody wants it dead: it ends as KILLED."""
+    asked: Ending | None = None
+    """Why it was asked to end, if it was."""
     is_power_cut: bool = False
-    wall: float = 0.0
+    is_reaped: bool = False
 
     @property
     def is_running(self) -> bool:
@@ -64,15 +69,9 @@ class Ledger(Protocol):
 
 
 class Host:
-    """A machine: clocks, a keeper, processes, at most one agent."""
+    """A machine: clocks, processes, a work directory, at most one agent."""
 
-    def __init__(
-        self,
-        world: World,
-        name: str,
-        ledger: Ledger,
-        plan: Callable[[Attempt], Plan],
-    ) -> None:
+    def __init__(self, world: World, name: str, ledger: Ledger, plan: Callable[[Attempt], Plan]) -> None:
         self.world = world
         self.name = name
         self.ledger = ledger
@@ -80,91 +79,179 @@ class Host:
         self.rng = world.chance("host", name)
         self.clock = Clock(float(self.rng.randrange(1000, 1 << 17)), 1_700_000_000.0 + self.rng.random())
         self.worker_id = f"{self.rng.getrandbits(64):016x}"
-        self.processes: dict[int, Process] = {}
-        """By fence: what runs, and what has ended and no agent was told yet."""
-        self.executor: SimulatedExecutor | None = None
-        """That of the agent that lives; it is told of ends."""
+        self.history = ""
+        self.journal = Bytes()
+        self.boots = 1
         self.agents = 0
+        self.processes: dict[int, Process] = {}
+        """By fence: what runs, and what has ended and no agent has reaped yet."""
+        self.executor: SimulatedExecutor | None = None
+        """That of the agent that lives."""
+
+    def clocks(self) -> Clocks:
+        now = self.world.now + self.clock.monotonic
+        return Clocks(self.world.now + self.clock.wall, now, now)
+
+    def lose_agent(self) -> None:
+        """Its processes run on."""
+        self.executor = None
 
     def lose_power(self) -> None:
-        """Everything on it is gone at once."""
-        for process in list(self.processes.values()):
+        """Everything on it is gone at once, and of its files the end that was not on the disk."""
+        for process in self.processes.values():
             if process.is_running:
                 process.is_power_cut = True
                 process.ended = self.world.now
                 self.ledger.ended(process)
         self.processes.clear()
         self.executor = None
+        self.boots += 1
+        if self.rng.random() < 0.5:
+            self.journal.forget_the_end(self.rng)
 
     def spawn(self, attempt: Attempt) -> Process:
-        plan = self.plan(attempt)
-        number = int(attempt.env.get("TITAN_ATTEMPT", "1"))
-        process = Process(self.name, attempt.fence, attempt.task, number, self.world.now, plan)
-        process.wall = self.world.now + self.clock.wall
+        pid = attempt.fence & 0x3FFFFF
+        process = Process(self.name, attempt.fence, attempt.task, pid, self.world.now, self.plan(attempt))
         self.processes[attempt.fence] = process
         self.ledger.started(process)
-        seconds, ending, code = plan.seconds, plan.ending, plan.code
-        if attempt.timeout and attempt.timeout < seconds:
-            seconds, ending, code = attempt.timeout + min(plan.stubborn, attempt.grace), Ending.TIMEOUT, 0
-        self.world.after(seconds, self._ends, process, ending, code)
+        self.world.after(process.plan.seconds, self._ends, process, process.plan.ending, process.plan.code)
         return process
 
-    def term(self, process: Process, grace: float) -> None:
-        if process.is_running and not process.killed:
-            process.killed = True
-            self.world.after(min(process.plan.stubborn, grace), self._ends, process, Ending.KILLED, 0)
+    def signal(self, process: Process, number: int) -> None:
+        if process.is_running:
+            after = 0.0 if number == SIGKILL else process.plan.stubborn
+            self.world.after(after, self._ends, process, Ending.SIGNAL, number)
 
     def _ends(self, process: Process, ending: Ending, code: int) -> None:
-        if not process.is_running:
-            return
-        process.ended = self.world.now
-        process.ending = Ending.KILLED if process.killed else ending
-        process.code = 0 if process.killed else code
-        self.ledger.ended(process)
-        if self.executor is not None:
-            self.executor.reap_soon(process)
+        if process.is_running:
+            process.ended, process.ending, process.code = self.world.now, ending, code
+            self.ledger.ended(process)
+            if self.executor is not None:
+                self.executor.child_ended(process)
+
+
+class Bytes:
+    """A journal's bytes (`worker.journal.Storage`), which outlive their agent."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def read(self) -> bytes:
+        return bytes(self.data)
+
+    def append(self, data: bytes) -> None:
+        self.data += data
+
+    def replace(self, data: bytes) -> None:
+        self.data = bytearray(data)
+
+    def forget_the_end(self, rng: random.Random) -> None:
+        del self.data[rng.randrange(len(self.data) + 1) :]
+
+    def close(self) -> None:
+        return
 
 
 class SimulatedExecutor:
     """The executor (`worker.executors.base`) of one agent on a host."""
 
-    def __init__(self, host: Host, program: Program, observer: Observer) -> None:
+    def __init__(self, host: Host, program: Program, observer: Observer, recorder: Recorder) -> None:
         self._host = host
         self._program = program
         self._observer = observer
+        self._recorder = recorder
+        self._beginning: dict[int, Attempt] = {}
+        """Attempts whose process is not there yet."""
+        self._attempts: dict[int, Attempt] = {}
         host.executor = self
 
     def start(self, attempt: Attempt) -> None:
-        if attempt.fence in self._host.processes:
+        if attempt.fence in self._host.processes or attempt.fence in self._beginning:
             raise AssertionError(f"{attempt.task} is started twice under one fence")
-        self._program.call_later(SPAWN * self._host.rng.random(), self._started, self._host.spawn(attempt))
+        self._beginning[attempt.fence] = attempt
+        self._program.call_later(SPAWN * self._host.rng.random(), self._spawn, attempt)
 
-    def _started(self, process: Process) -> None:
-        self._observer.attempt_started(process.fence, process.fence & 0x3FFFFF, process.wall)
-        if not process.is_running:
-            self._reap(process)
+    def _spawn(self, attempt: Attempt) -> None:
+        if self._beginning.pop(attempt.fence, None) is None:
+            self._tell(attempt.fence, Ending.KILLED, 0, self._host.clocks().wall, 0.0)
+            return
+        clocks = self._host.clocks()
+        process = self._host.spawn(attempt)
+        self._recorder.spawned(attempt.fence, process.pid, clocks.boot)
+        self._watch(attempt, clocks.monotonic)
+        self._observer.attempt_started(attempt.fence, process.pid, clocks.wall)
 
-    def reap_soon(self, process: Process) -> None:
-        if self._program.world.now > process.started:
-            self._program.call_soon(self._reap, process)
+    def _watch(self, attempt: Attempt, began: float) -> None:
+        self._attempts[attempt.fence] = attempt
+        if attempt.timeout:
+            self._program.call_at(began + attempt.timeout, self._stop, attempt.fence, Ending.TIMEOUT, attempt.grace)
+
+    def adopt(self, left: Sequence[Left]) -> list[int]:
+        gone = []
+        for item in left:
+            fence = item.attempt.fence
+            process = self._host.processes.get(fence)
+            if process is not None:
+                self._watch(item.attempt, item.began.monotonic)
+                if item.stopping is not None:
+                    self._stop(fence, item.stopping, item.attempt.grace)
+                if not process.is_running:
+                    self.child_ended(process)
+            elif item.exit is not None:
+                ending = Ending.EXIT if item.exit.how == os.CLD_EXITED else Ending.SIGNAL
+                ending, code = (ending, item.exit.code) if item.stopping is None else (item.stopping, 0)
+                duration = item.exit.at - item.began.monotonic
+                self._program.call_soon(self._tell, fence, ending, code, item.began.wall, duration)
+            else:
+                gone.append(fence)
+        known = {item.attempt.fence for item in left}
+        for fence, process in self._host.processes.items():
+            if fence not in known:
+                self._host.signal(process, SIGKILL)
+        return gone
+
+    def child_ended(self, process: Process) -> None:
+        self._program.call_soon(self._reap, process)
 
     def _reap(self, process: Process) -> None:
-        if self._host.processes.pop(process.fence, None) is None:
+        if process.is_reaped or self._host.executor is not self:
             return
-        duration = process.ended - process.started
-        result = process.plan.result if process.ending is Ending.EXIT and not process.code else b""
-        self._observer.attempt_ended(
-            Outcome(process.fence, process.ending, process.code, process.wall, duration, 0, result)
-        )
+        attempt = self._attempts.pop(process.fence, None)
+        monotonic = process.ended + self._host.clock.monotonic
+        if attempt is not None:
+            how = os.CLD_EXITED if process.ending is Ending.EXIT else os.CLD_KILLED
+            self._recorder.exited([(process.fence, Exit(how, process.code, monotonic))])
+        process.is_reaped = True
+        del self._host.processes[process.fence]
+        if attempt is not None:
+            ending, code = (process.ending, process.code) if process.asked is None else (process.asked, 0)
+            wall = process.started + self._host.clock.wall
+            self._program.call_soon(self._tell, process.fence, ending, code, wall, process.ended - process.started)
+
+    def _tell(self, fence: int, ending: Ending, code: int, wall: float, duration: float) -> None:
+        result = b"ok" if ending is Ending.EXIT and not code and fence % 5 == 0 else b""
+        self._observer.attempt_ended(Outcome(fence, ending, code, max(wall, 0.0), max(duration, 0.0), 0, result))
 
     def kill(self, fence: int, grace: float) -> None:
+        if self._beginning.pop(fence, None) is None:
+            self._stop(fence, Ending.KILLED, grace)
+
+    def _stop(self, fence: int, why: Ending, grace: float) -> None:
+        """TERM now, KILL later; what comes after the end is too late."""
         process = self._host.processes.get(fence)
-        if process is not None:
-            self._host.term(process, grace)
+        if process is None or not process.is_running or self._host.executor is not self:
+            return
+        if process.asked is None:
+            process.asked = why
+            self._recorder.stopping(fence, why)
+        self._host.signal(process, SIGTERM)
+        self._program.call_later(grace, self._host.signal, process, SIGKILL)
 
     async def close(self, grace: float) -> None:
-        for process in list(self._host.processes.values()):
-            self._host.term(process, 0.0)
+        for fence in [*self._beginning, *self._host.processes]:
+            self.kill(fence, grace)
+        while self._host.processes:
+            await asyncio.sleep(0.05)
 
 
 class SimulatedMachine:
@@ -180,18 +267,19 @@ class SimulatedMachine:
         self.environ: Mapping[str, str] = {}
         self.has_signals = False
         self.files = _Files(host)
+        self.journal = Journal(host.journal, f"boot {host.boots}")
 
     def executor(self, observer: Observer) -> SimulatedExecutor:
-        return SimulatedExecutor(self.host, self.program, observer)
+        return SimulatedExecutor(self.host, self.program, observer, self.journal)
 
     def shipper(self, emit: Emit) -> _Silence:
         return _Silence()
 
-    def copies(self, send: Callable[[bytes], None]) -> _Copies:
-        return _Copies()
+    def copies(self, send: Callable[[bytes], None]) -> _NoCopies:
+        return _NoCopies()
 
-    def wall(self) -> float:
-        return self.host.world.now + self.host.clock.wall
+    def clocks(self) -> Clocks:
+        return self.host.clocks()
 
     def pulse(self) -> tuple[float, int]:
         return 0.5, 1 << 30
@@ -201,10 +289,22 @@ class _Files:
     """A work directory in which nothing is ever written."""
 
     def __init__(self, host: Host) -> None:
+        self._host = host
         self.worker_id = host.worker_id
 
-    def adopt_history(self, name: str) -> None:
-        return
+    @property
+    def history(self) -> str:
+        return self._host.history
+
+    @history.setter
+    def history(self, name: str) -> None:
+        self._host.history = name
+
+    def remember_history(self, name: str) -> None:
+        self._host.history = name
+
+    def runs(self) -> list[int]:
+        return []
 
     def working_copy(self, run: int) -> str:
         return f"/runs/{run}"
@@ -215,11 +315,17 @@ class _Files:
     def remove_attempt(self, fence: int) -> None:
         return
 
+    def keep_attempts(self, fences: Collection[int]) -> None:
+        return
+
+    def has_room(self) -> bool:
+        return True
+
     def close(self) -> None:
         return
 
 
-class _Copies:
+class _NoCopies:
     """No run brings files."""
 
     def is_ready(self, run: int) -> bool:
@@ -235,9 +341,6 @@ class _Copies:
         return
 
     def forget(self, run: int) -> None:
-        return
-
-    def clear(self) -> None:
         return
 
 

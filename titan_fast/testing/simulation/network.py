@@ -50,7 +50,7 @@ class End(asyncio.Transport):
         self._reading = True
         self._unread: list[bytes | None] = []
         """What has arrived while the program did not read; None is the end."""
-        self._arrives = 0.0
+        self.arrives = 0.0
         self._buffered = 0
         self._high, self._low = 64 << 10, 16 << 10
         self._choked = False
@@ -131,8 +131,8 @@ class End(asyncio.Transport):
 
     def _send(self, data: bytes | None) -> None:
         world = self.wire.network.world
-        self._arrives = max(self._arrives, world.now + self.wire.network.pace.delay(self._rng))
-        self.wire.carry(self, data, self._arrives)
+        self.arrives = max(self.arrives, world.now + self.wire.network.pace.delay(self._rng))
+        self.wire.carry(self, data, self.arrives)
 
     def arrived(self, data: bytes | None) -> None:
         """In the program, as one of its callbacks."""
@@ -183,7 +183,8 @@ class End(asyncio.Transport):
             self._unread.clear()
             self.wire.end_lost()
             self.wire.network.world.note(self, "lost")
-            self.protocol.connection_lost(error)
+            if self.protocol is not None:
+                self.protocol.connection_lost(error)
 
 
 class Wire:
@@ -314,14 +315,15 @@ class Network:
         there = self._machine_of(listener.program)
         wire = self.wires[number] = Wire(self, number, (program, machine), (listener.program, there))
         self.world.note(program, "connects", number)
-        self.world.post(listener.program, self.world.now + self.pace.delay(rng), self._accept, wire, listener)
+        wire.near.arrives = self.world.now + self.pace.delay(rng)  # nothing overtakes the connection itself
+        self.world.post(listener.program, wire.near.arrives, self._accept, wire, listener)
         protocol = factory()
         wire.near.set_protocol(protocol)
         protocol.connection_made(wire.near)
         return wire.near, protocol
 
     def _accept(self, wire: Wire, listener: Listener) -> None:
-        if wire.is_cut:
+        if wire.is_cut or wire.far.is_lost:
             wire.far.is_lost = True
             wire.end_lost()
             return

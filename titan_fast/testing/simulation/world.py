@@ -15,7 +15,7 @@ import random
 import time
 from asyncio import events
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from heapq import heappop, heappush
 from typing import Any, Protocol
 from unittest import mock
@@ -100,9 +100,8 @@ class World:
                         self.now = when
                         at_this_instant = 0
                     ready.append(handle)
-                while ready:
-                    self._run_one(ready.popleft())
-                    at_this_instant += 1
+                self._run_one(ready.popleft())
+                at_this_instant += 1
                 if at_this_instant > PATIENCE:
                     raise SimulationFailed(f"{at_this_instant} callbacks at {self.now:.6f} s: somebody runs in circles")
             return True
@@ -152,7 +151,7 @@ class World:
 
     def _wall(self) -> float:
         program = self._now_running
-        return self.now if program is None else self.now + program.clock.wall
+        return self.now if program is None else program.wall()
 
     def _monotonic(self) -> float:
         program = self._now_running
@@ -224,7 +223,8 @@ class Program(asyncio.BaseEventLoop):
         """Callbacks until something happens to this program between two of them."""
         self.on_death: list[Callable[[], None]] = []
         """What an operating system does for a process that is gone: its sockets, its locks."""
-        self._tasks: list[asyncio.Task[Any]] = []
+        self._relics: set[asyncio.Task[Any]] = set()
+        """Tasks of a dead program: kept, for what they would do when they are collected must not happen."""
 
     def __repr__(self) -> str:
         return self.name
@@ -235,6 +235,7 @@ class Program(asyncio.BaseEventLoop):
         """From the next callback on there is nothing of it."""
         if not self.is_dead:
             self.is_dead = True
+            self._relics = asyncio.all_tasks(self)
             self.backlog.clear()
             for notice in self.on_death:
                 notice()
@@ -257,14 +258,15 @@ class Program(asyncio.BaseEventLoop):
 
     def bury(self) -> None:
         """Close what its tasks left, unheard."""
+        relics = self._relics or asyncio.all_tasks(self)
         self.is_dead = True
-        for task in self._tasks:
+        for task in relics:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             for _ in range(3):  # a `finally` that awaits refuses to be closed once
                 with contextlib.suppress(BaseException):
                     task.get_coro().close()  # type: ignore[union-attr]
                     break
-        self._tasks.clear()
+        self._relics = set()
         self.on_death.clear()
         self.close()
 
@@ -272,6 +274,9 @@ class Program(asyncio.BaseEventLoop):
 
     def time(self) -> float:
         return self.world.now + self.clock.monotonic
+
+    def wall(self) -> float:
+        return self.world.now + self.clock.wall
 
     def call_soon(
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
@@ -299,11 +304,10 @@ class Program(asyncio.BaseEventLoop):
             self.world._push(at, handle)
         return handle
 
-    def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = super().create_task(coro, **options)
-        self._tasks.append(task)
-        if len(self._tasks) % 64 == 0:
-            self._tasks = [known for known in self._tasks if not known.done()]
+    def main(self, coro: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
+        """Run what the program is there for; that it raises is a failure."""
+        task = self.create_task(coro)
+        task.add_done_callback(lambda done: done.cancelled() or done.result())
         return task
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
@@ -326,9 +330,6 @@ class Program(asyncio.BaseEventLoop):
 
     def remove_signal_handler(self, sig: int) -> bool:
         return False
-
-    def is_running(self) -> bool:
-        return not self.is_dead
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """What asyncio would log is a failure here."""
@@ -360,13 +361,14 @@ class _NoWires:
 
 
 class _Complaints(logging.Handler):
-    """What our programs log as an error is a failure."""
+    """An exception that one of our programs logs is a failure."""
 
     def __init__(self, world: World) -> None:
         super().__init__(logging.ERROR)
         self._world = world
 
     def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info and record.exc_info[1] else SimulationFailed(record.getMessage())
-        error.add_note(f"logged by {record.name} at {self._world.now:.6f} s: {record.getMessage()}")
-        self._world.fail(error)
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            error.add_note(f"logged by {record.name} at {self._world.now:.6f} s: {record.getMessage()}")
+            self._world.fail(error)

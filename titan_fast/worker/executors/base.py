@@ -6,6 +6,8 @@ start and when. One suite (tests/worker/test_executors.py) runs over every execu
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -32,6 +34,48 @@ class Attempt(msgspec.Struct, frozen=True):
     """Seconds between TERM and KILL."""
 
 
+class Clocks(msgspec.Struct, frozen=True):
+    """One moment, in seconds of the clocks that matter for an attempt; they go on over restarts of the agent."""
+
+    wall: float
+    monotonic: float
+    boot: float
+    """Since boot, sleep included: what start times of processes are told in."""
+
+
+def now() -> Clocks:
+    """The clocks of this machine."""
+    boot = time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else 0.0
+    return Clocks(time.time(), time.monotonic(), boot)
+
+
+class Exit(msgspec.Struct, frozen=True):
+    """How a process ended."""
+
+    how: int
+    """os.CLD_EXITED, CLD_KILLED or CLD_DUMPED."""
+    code: int
+    """Exit code, or the signal's number."""
+    at: float
+    """Monotonic clock, seconds."""
+
+
+class Left(msgspec.Struct, frozen=True):
+    """What is written down of an attempt that an earlier agent began and did not report."""
+
+    attempt: Attempt
+    """Without command: only what its processes can be told by matters."""
+    began: Clocks
+    pid: int = 0
+    """Its first process; 0: that agent died before it could write it down."""
+    spawned: float = 0.0
+    """Seconds since boot when the process was there."""
+    stopping: Ending | None = None
+    """Why it was being ended."""
+    exit: Exit | None = None
+    """How its first process ended; None: it had not, as far as that agent knew."""
+
+
 class Outcome(msgspec.Struct, frozen=True):
     """How an attempt ended."""
 
@@ -50,15 +94,36 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Observer(Protocol):
-    """Who is told. Called on the event loop, never from inside `start` or `kill`."""
+    """Who is told. Called on the event loop, never from inside `start`, `adopt` or `kill`."""
 
     def attempt_started(self, fence: int, pid: int, started: float) -> None: ...
     def attempt_ended(self, outcome: Outcome) -> None: ...
 
 
+class Recorder(Protocol):
+    """Who writes down what the next agent needs. Called at once, from wherever it happens; never raises."""
+
+    def spawned(self, fence: int, pid: int, at: float) -> None:
+        """``at``: seconds since boot."""
+
+    def stopping(self, fence: int, ending: Ending) -> None: ...
+
+    def exited(self, exits: Sequence[tuple[int, Exit]]) -> None:
+        """(fence, how its first process ended), before their numbers are given back."""
+
+
 class Executor(Protocol):
     def start(self, attempt: Attempt) -> None:
         """Begin. Never raises for what the attempt is: what cannot start ends with NOT_STARTED."""
+
+    def adopt(self, left: Sequence[Left]) -> list[int]:
+        """Go on with what an earlier agent left; called once, before anything else. The attempts are told as usual
+        when they have ended, their start is not told again. Everything that agent left which belongs to none of
+        them is ended.
+
+        Returns:
+            The fences that cannot be gone on with: nothing of them runs any more and nobody knows how they ended.
+        """
 
     def kill(self, fence: int, grace: float) -> None:
         """TERM to the tree, ``grace`` seconds later KILL; ends as KILLED. Unknown or ended fences are ignored."""

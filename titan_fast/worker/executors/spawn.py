@@ -9,6 +9,7 @@ Knows nothing of the master, of slots or of shipping output.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import select
@@ -17,12 +18,13 @@ import stat
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from titan_fast._accel import spawn
 from titan_fast.ids import Ending
 from titan_fast.worker.executors import tree
-from titan_fast.worker.executors.base import Attempt, Observer, Outcome
+from titan_fast.worker.executors.base import Attempt, Clocks, Exit, Left, Observer, Outcome, Recorder
+from titan_fast.worker.exits import Exits, Told
 from titan_fast.worker.output import total_size
 
 OUTPUT_NAME = "output"
@@ -53,37 +55,42 @@ class _Live:
     __slots__ = (
         "attempt",
         "began",
-        "born",
         "deadline",
         "ended",
         "ending",
         "exit",
+        "is_adopted",
         "is_dead",
+        "is_reaped",
         "is_termed",
         "killed",
         "output",
         "pid",
         "pidfd",
         "spare",
-        "started",
+        "start",
         "timer",
     )
 
-    def __init__(self, attempt: Attempt, started: float, born: float, began: float) -> None:
+    def __init__(self, attempt: Attempt, began: Clocks) -> None:
         self.attempt = attempt
-        self.started = started
-        self.born = born
         self.began = began
         self.pid = self.pidfd = self.output = -1
+        self.start = 0
+        """When an adopted leader was started, as `tree.Member.start`."""
+        self.is_adopted = False
+        """Its leader is the keeper's child: that one waits for it and tells how it ended."""
         self.timer: asyncio.TimerHandle | None = None
         self.ended = 0.0
         """When the leader was seen to have ended (monotonic); 0: it has not."""
-        self.exit: tuple[int, int] | None = None
-        """How and with what it ended, once it has been waited for."""
+        self.exit: Exit | None = None
+        """How the leader ended, once that is known."""
+        self.is_reaped = False
+        """The leader has been waited for, here or by the keeper: its number may be another's."""
         self.ending: Ending | None = None
         """Why the tree is being ended; EXIT: the leader ended by itself and left processes behind."""
         self.is_dead = False
-        """The leader has ended. It may not have been waited for: while it has not, its number stays its own."""
+        """The leader has ended."""
         self.is_termed = False
         """All of the tree have had TERM, not only the group."""
         self.deadline = 0.0
@@ -96,14 +103,21 @@ class _Live:
     def tree(self) -> tree.Tree:
         """How to tell its processes; only asked for when there is something to end."""
         env = self.attempt.env
-        status = os.fstat(self.output)
+        status = os.fstat(self.output) if self.output >= 0 else None
         return tree.Tree(
             leader=self.pid,
-            born=self.born,
+            born=self.began.boot,
             fence=_encode(env.get("TITAN_FENCE", "")),
             place=_encode(env.get("TITAN_ATTEMPT_DIR", "")),
-            output=(status.st_dev, status.st_ino),
+            output=(status.st_dev, status.st_ino) if status is not None else (0, 0),
+            start=self.start,
         )
+
+    def has_ended(self) -> bool:
+        """Whether the leader has, as the system knows it this moment."""
+        if self.exit is not None:
+            return True
+        return tree.is_over(self.pidfd) if self.is_adopted else tree.has_exited(self.pid)
 
 
 class _Watch:
@@ -170,18 +184,39 @@ class _Poller:
             self._ended(ended)
 
 
+class _NoRecorder:
+    """Nobody goes on with these attempts."""
+
+    def spawned(self, fence: int, pid: int, at: float) -> None: ...
+    def stopping(self, fence: int, ending: Ending) -> None: ...
+    def exited(self, exits: Sequence[tuple[int, Exit]]) -> None: ...
+
+
 class SpawnExecutor:
     """Runs commands as processes of their own (the contract is `base.Executor`)."""
 
-    def __init__(self, observer: Observer, *, file_limit: int = FILE_LIMIT) -> None:
+    def __init__(
+        self,
+        observer: Observer,
+        *,
+        file_limit: int = FILE_LIMIT,
+        recorder: Recorder | None = None,
+        exits: Exits | None = None,
+    ) -> None:
         """It belongs to the event loop that runs now.
 
         Args:
             observer: who is told.
             file_limit: RLIMIT_FSIZE of every attempt, bytes; 0: none.
+            recorder: who writes down what the next executor needs to adopt.
+            exits: the keeper's; without it nothing can be adopted.
         """
         self._observer = observer
         self._file_limit = file_limit
+        self._recorder: Recorder = recorder or _NoRecorder()
+        self._exits = exits
+        self._adopted: dict[int, _Live] = {}
+        """By number of the leader, until the keeper tells how it ended."""
         self._loop = asyncio.get_running_loop()
         self._live: dict[int, _Live] = {}
         self._news: deque[tuple[int, int, float] | Outcome] = deque()
@@ -197,7 +232,7 @@ class SpawnExecutor:
 
     def start(self, attempt: Attempt) -> None:
         """Begin. Never raises for what the attempt is: what cannot start ends with NOT_STARTED."""
-        live = _Live(attempt, time.time(), tree.boot_time(), time.monotonic())
+        live = _Live(attempt, Clocks(time.time(), time.monotonic(), tree.boot_time()))
         path = f"{attempt.attempt_dir}/{OUTPUT_NAME}"
         output = -1
         try:
@@ -218,11 +253,16 @@ class SpawnExecutor:
         finally:
             if output >= 0:
                 os.close(output)
+        self._recorder.spawned(attempt.fence, live.pid, tree.boot_time())
         self._live[attempt.fence] = live
         (self._poller if self._watch is None or live.pidfd < 0 else self._watch).add(live)
+        self._time_out_after(live, attempt.timeout)
+        self._tell_soon((attempt.fence, live.pid, live.began.wall))
+
+    def _time_out_after(self, live: _Live, seconds: float) -> None:
+        attempt = live.attempt
         if attempt.timeout > 0:
-            live.timer = self._loop.call_later(attempt.timeout, self._end, live, Ending.TIMEOUT, attempt.grace)
-        self._tell_soon((attempt.fence, live.pid, live.started))
+            live.timer = self._loop.call_later(max(0.0, seconds), self._end, live, Ending.TIMEOUT, attempt.grace)
 
     def kill(self, fence: int, grace: float) -> None:
         """TERM to the tree, ``grace`` seconds later KILL; ends as KILLED. Unknown or ended fences are ignored."""
@@ -246,6 +286,87 @@ class SpawnExecutor:
         if self._watch is not None:
             self._watch.close()
             self._watch = None
+        if self._exits is not None:
+            self._exits.close()
+            self._exits = None
+
+    # ---------------------------------------------------------------- adopting
+
+    def adopt(self, left: Sequence[Left]) -> list[int]:
+        """Go on with what an earlier agent left; see `base.Executor`."""
+        found = [(each, self._find_again(each)) for each in left]
+        # Whoever had been waited for before we looked is in the backlog: the keeper makes its note first.
+        backlog = self._exits.backlog() if self._exits is not None else []
+        over: list[_Live] = []
+        gone: list[_Live] = []
+        for each, live in found:
+            live.exit = each.exit or _told_of(each, backlog)
+            if live.output < 0 or not (live.is_adopted or live.exit is not None):
+                gone.append(live)
+                continue
+            self._live[each.attempt.fence] = live
+            if live.exit is not None:
+                live.is_reaped = True
+                over.append(live)
+            else:
+                self._adopted[live.pid] = live
+            if each.stopping is not None:
+                if live.exit is None:
+                    tree.send_group(live.pidfd, live.pid, signal.SIGTERM)  # the other agent may not have come to it
+                self._begin_to_end(live, each.stopping, time.monotonic() + each.attempt.grace)
+            else:
+                self._time_out_after(live, each.attempt.timeout - (time.monotonic() - each.began.monotonic))
+        tree.stop_and_kill([live.tree() for live in gone], set())
+        for live in gone:
+            _close(live)
+        if self._exits is not None:
+            tree.end_strangers(self._exits.parent, [live.tree() for live in self._live.values()])
+            self._recorder.exited([(live.attempt.fence, live.exit) for live in over if live.exit is not None])
+            self._exits.taken(len(backlog))
+            self._exits.listen(self._told)
+        if over:
+            self._loop.call_soon(self._leaders_ended, over)
+        return [live.attempt.fence for live in gone]
+
+    def _find_again(self, left: Left) -> _Live:
+        """An attempt with its output, and its first process if that is there; adopted if it is the keeper's now."""
+        attempt, born = left.attempt, left.began.boot
+        live = _Live(attempt, left.began)
+        with contextlib.suppress(OSError):
+            # A task may have removed its output; the marks of an empty one do no harm.
+            live.output = os.open(f"{attempt.attempt_dir}/{OUTPUT_NAME}", os.O_RDONLY | os.O_CREAT | _SAFELY, 0o600)
+        keeper = self._exits.parent if self._exits is not None else -1
+        pid, spawned = left.pid, left.spawned
+        if not pid:
+            fence, place = attempt.env.get("TITAN_FENCE", ""), attempt.env.get("TITAN_ATTEMPT_DIR", "")
+            pid = tree.find_child(keeper, born, _encode(fence), _encode(place))
+            spawned = tree.boot_time()
+        pidfd = _open_pidfd(pid)
+        process = tree.find(pid)
+        if process is None or not tree.is_start(process.start, born, spawned):
+            if pidfd >= 0:
+                os.close(pidfd)
+            return live
+        live.pid, live.pidfd, live.start = pid, pidfd, process.start
+        live.is_adopted = pidfd >= 0 and process.parent == keeper
+        if live.is_adopted and not left.pid:
+            self._recorder.spawned(attempt.fence, pid, spawned)
+        return live
+
+    def _told(self, news: list[Told]) -> None:
+        """The keeper has waited for these; some of them are leaders of ours."""
+        ended = []
+        for told in news:
+            live = self._adopted.get(told.pid)
+            if live is not None and live.start == told.start:
+                del self._adopted[told.pid]
+                live.exit = told.exit
+                live.is_reaped = True
+                ended.append(live)
+        self._recorder.exited([(live.attempt.fence, live.exit) for live in ended if live.exit is not None])
+        if self._exits is not None:
+            self._exits.taken(len(news))
+        self._leaders_ended(ended)
 
     # ---------------------------------------------------------------- telling
 
@@ -269,33 +390,43 @@ class SpawnExecutor:
     # ---------------------------------------------------------------- the end of a leader
 
     def _leaders_ended(self, ended: list[_Live]) -> None:
-        """They have ended and have not been waited for."""
+        """They have ended. Our own children have not been waited for; how the others ended is known."""
+        self._look_at_exits([live for live in ended if live.exit is None])
         now = time.monotonic()
         for live in ended:
-            live.ended = now
+            assert live.exit is not None
+            live.ended = live.exit.at
             live.is_dead = True
             if live.ending is not None:
                 self._sweep_soon()
                 continue
             if live.timer is not None:
                 live.timer.cancel()
-            live.exit = _wait_for(live.pid)
-            if tree.send_group(live.pidfd, live.pid, 0) or tree.is_held(live.output):
+            _wait_for(live)
+            if live.pid < 0 or tree.send_group(live.pidfd, live.pid, 0) or tree.is_held(live.output):
                 live.is_termed = True
                 self._begin_to_end(live, Ending.EXIT, now + _LINGER)
             else:
                 self._finish(live)
         self._deliver()
 
+    def _look_at_exits(self, ended: list[_Live]) -> None:
+        """How children of ours ended: seen and written down before any of them is waited for."""
+        if ended:
+            exits = [_exit_of(live.pid) for live in ended]
+            for live, how in zip(ended, exits, strict=True):
+                live.exit = how
+            self._recorder.exited([(live.attempt.fence, how) for live, how in zip(ended, exits, strict=True)])
+
     def _finish(self, live: _Live) -> None:
         """The tree is gone: say how it went. The caller delivers."""
         attempt = live.attempt
         if live.exit is None:
-            live.exit = _wait_for(live.pid)
+            self._look_at_exits([live])
+        assert live.exit is not None
+        _wait_for(live)
         (self._poller if self._watch is None or live.pidfd < 0 else self._watch).remove(live)
-        if live.pidfd >= 0:
-            os.close(live.pidfd)
-        how, code = live.exit
+        how, code = live.exit.how, live.exit.code
         output_path = f"{attempt.attempt_dir}/{OUTPUT_NAME}"
         result, complaint = _read_result(f"{attempt.attempt_dir}/{RESULT_NAME}")
         if complaint:
@@ -309,10 +440,10 @@ class SpawnExecutor:
             if how != os.CLD_EXITED:
                 code = -code
         size = total_size(live.output, output_path)
-        os.close(live.output)
+        _close(live)
         del self._live[attempt.fence]
-        duration = (live.ended or time.monotonic()) - live.began
-        self._news.append(Outcome(attempt.fence, ending, code, live.started, duration, size, result))
+        duration = (live.ended or live.exit.at) - live.began.monotonic
+        self._news.append(Outcome(attempt.fence, ending, code, live.began.wall, duration, size, result))
         if self._empty is not None and not self._live:
             self._empty.set_result(None)
             self._empty = None
@@ -323,7 +454,7 @@ class SpawnExecutor:
         """TERM now, KILL after the grace. Also when it is being ended already: the earlier end counts."""
         now = time.monotonic()
         if live.ending is None:
-            if tree.has_exited(live.pid):
+            if live.has_ended():
                 return  # it was faster: its descriptor is ready, and it ended by itself
             if live.timer is not None:
                 live.timer.cancel()
@@ -335,13 +466,16 @@ class SpawnExecutor:
             self._begin_to_end(live, ending, now + max(0.0, grace))
         elif live.ending is not Ending.EXIT:
             live.deadline = min(live.deadline, now + max(0.0, grace))
-            if ending is Ending.KILLED:
+            if ending is Ending.KILLED and live.ending is not ending:
                 live.ending = ending
+                self._recorder.stopping(live.attempt.fence, ending)
             self._sweep_soon()
 
     def _begin_to_end(self, live: _Live, ending: Ending, deadline: float) -> None:
         live.timer = None
         live.ending = ending
+        if ending is not Ending.EXIT:
+            self._recorder.stopping(live.attempt.fence, ending)
         live.deadline = deadline
         self._ending[live.attempt.fence] = live
         self._sweep_soon()
@@ -362,13 +496,14 @@ class SpawnExecutor:
             spare: set[tree.Member] = set()
             tree.stop_and_kill([live.tree() for live in overdue], spare)
             for live in overdue:
-                if live.exit is None:
+                if not live.is_reaped:  # its number is its own
                     tree.send_group(live.pidfd, live.pid, signal.SIGKILL)  # whatever the scan was able to see
                 live.killed = now
                 live.is_termed = True
                 live.spare |= spare
         for live in self._ending.values():
-            live.is_dead = live.is_dead or tree.has_exited(live.pid)
+            # Of one that we adopted the keeper tells us, and how.
+            live.is_dead = live.is_dead or live.exit is not None or (not live.is_adopted and live.has_ended())
         shown = [live for live in self._ending.values() if live.is_dead or not live.is_termed]
         for live, members in zip(shown, tree.scan([live.tree() for live in shown]), strict=True):
             if not live.is_termed:
@@ -430,7 +565,7 @@ def _find_program(attempt: Attempt) -> bytes:
 def _not_started(live: _Live, error: OSError | ValueError) -> Outcome:
     number = (error.errno if isinstance(error, OSError) else None) or errno.EINVAL
     text = _reason(live.attempt, error).encode("utf-8", "backslashreplace")[:MAX_RESULT]
-    return Outcome(live.attempt.fence, Ending.NOT_STARTED, number, live.started, 0.0, 0, text)
+    return Outcome(live.attempt.fence, Ending.NOT_STARTED, number, live.began.wall, 0.0, 0, text)
 
 
 def _reason(attempt: Attempt, error: OSError | ValueError) -> str:
@@ -462,16 +597,47 @@ def _reason(attempt: Attempt, error: OSError | ValueError) -> str:
 # ---------------------------------------------------------------- ending
 
 
-def _wait_for(pid: int) -> tuple[int, int]:
-    """How a child that has ended did so: (CLD_EXITED, code) or (CLD_KILLED or CLD_DUMPED, signal)."""
-    try:
+def _exit_of(pid: int) -> Exit:
+    """How a child that has ended did so. It stays to be waited for, where the system lets us look without."""
+    how, code = os.CLD_EXITED, 255  # somebody waited for every child of this process; the code is lost
+    with contextlib.suppress(ChildProcessError):
         if hasattr(os, "waitid"):
-            info = os.waitid(os.P_PID, pid, os.WEXITED)
-            return (info.si_code, info.si_status) if info is not None else (os.CLD_EXITED, 255)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        return (os.CLD_EXITED, code) if code >= 0 else (os.CLD_KILLED, -code)
-    except ChildProcessError:
-        return os.CLD_EXITED, 255  # somebody waited for every child of this process; the code is lost
+            info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            if info is not None:
+                how, code = info.si_code, info.si_status
+        else:
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            how, code = (os.CLD_EXITED, status) if status >= 0 else (os.CLD_KILLED, -status)
+    return Exit(how, code, time.monotonic())
+
+
+def _wait_for(live: _Live) -> None:
+    """Give the number of a leader back, if it is our child and has not been waited for."""
+    if not live.is_reaped and not live.is_adopted and live.pid > 0:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(live.pid, 0)
+    live.is_reaped = True
+
+
+def _told_of(left: Left, backlog: list[Told]) -> Exit | None:
+    """What the keeper knows of the end of an attempt's first process."""
+    for told in backlog:
+        if told.pid == left.pid and tree.is_start(told.start, left.began.boot, left.spawned):
+            return told.exit
+    return None
+
+
+def _open_pidfd(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid) if pid > 0 else -1
+    except (OSError, AttributeError):
+        return -1
+
+
+def _close(live: _Live) -> None:
+    for fd in (live.pidfd, live.output):
+        if fd >= 0:
+            os.close(fd)
 
 
 def _group_of(pid: int) -> int:

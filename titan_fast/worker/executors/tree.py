@@ -15,6 +15,7 @@ import errno
 import fcntl
 import functools
 import os
+import select
 import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +29,8 @@ _TO_GROUP = 4
 _STOP_PASSES = 10
 _HAS_PROC = os.path.exists("/proc/self/stat")
 _TICKS = os.sysconf("SC_CLK_TCK")
+_TICK = 0.05
+"""Seconds by which a start time may be told wrong: it is rounded to clock ticks."""
 
 
 class Tree(msgspec.Struct, frozen=True):
@@ -43,6 +46,9 @@ class Tree(msgspec.Struct, frozen=True):
     """The value of TITAN_ATTEMPT_DIR. Fences are unique within one cluster only, folders on the whole machine."""
     output: tuple[int, int] = (0, 0)
     """Device and inode of the output file."""
+    start: int = 0
+    """When the leader was started, as `Member.start`. Given when somebody else waits for it: its number may then be a
+    stranger's (0: it is our child, and its number its own)."""
 
 
 class Member(NamedTuple):
@@ -181,6 +187,74 @@ def is_held(fd: int) -> bool:
     return False
 
 
+class Found(NamedTuple):
+    """A process as the system shows it, ended ones that nobody has waited for included."""
+
+    start: int
+    parent: int
+
+
+def find(pid: int) -> Found | None:
+    """The process that has this number now; None: there is none (or there is no /proc)."""
+    fields = _stat_fields(pid) if _HAS_PROC else []
+    return Found(int(fields[19]), int(fields[1])) if fields else None
+
+
+def is_start(start: int, first: float, last: float) -> bool:
+    """Whether a start time lies between two moments of `boot_time`, as exactly as the system tells it."""
+    return (first - _TICK) * _TICKS <= start <= (last + _TICK) * _TICKS
+
+
+def find_child(parent: int, born: float, fence: bytes, place: bytes) -> int:
+    """The first process of an attempt by what it was given, among the children of ``parent``; 0: there is none."""
+    marked = [Tree(0, born, fence, place)]
+    for process in _proc_processes(born) if _HAS_PROC else ():
+        is_leader = process.parent == parent and process.session == process.pid
+        if is_leader and _by_environment(process.pid, marked, {fence: [0]}) == 0:
+            return process.pid
+    return 0
+
+
+def end_strangers(parent: int, trees: Sequence[Tree]) -> int:
+    """KILL the children of ``parent``, and their children, that belong to none of the trees; how many were found.
+
+    This process and what it started are spared. All are stopped before the first is killed, as in `stop_and_kill`.
+    """
+    stopped: set[Member] = set()
+    spare: set[Member] = set()
+    for _ in range(_STOP_PASSES):
+        new = [member for member in _strangers(parent, trees) if member not in stopped and member not in spare]
+        if not new:
+            break
+        stopped.update(new)
+        send_all(new, signal.SIGSTOP, spare)
+    send_all(stopped, signal.SIGKILL, spare)
+    return len(stopped)
+
+
+def _strangers(parent: int, trees: Sequence[Tree]) -> list[Member]:
+    processes = list(_proc_processes(0.0)) if _HAS_PROC else []
+    owned = {member.pid for members in scan(trees) for member in members} | {os.getpid()}
+    children: dict[int, list[_Process]] = {}
+    for process in processes:
+        children.setdefault(process.parent, []).append(process)
+    found = []
+    waiting = [parent]
+    while waiting:
+        for child in children.get(waiting.pop(), ()):
+            if child.pid not in owned:
+                found.append(Member(child.pid, child.start))
+                waiting.append(child.pid)
+    return found
+
+
+def is_over(pidfd: int) -> bool:
+    """Whether the process of a pidfd has ended, waited for or not."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def has_exited(pid: int) -> bool:
     """Whether a child of ours has ended; it stays to be waited for."""
     try:
@@ -196,7 +270,11 @@ def has_exited(pid: int) -> bool:
 
 def _by_marks(trees: Sequence[Tree], processes: list[_Process]) -> dict[int, int]:
     """pid -> index of its tree, by what the process itself shows."""
-    leaders = {tree.leader: index for index, tree in enumerate(trees)}
+    leaders = {tree.leader: index for index, tree in enumerate(trees) if tree.leader > 0}
+    for process in processes:
+        # A number is given away again only when its group and session are empty.
+        if process.pid in leaders and trees[leaders[process.pid]].start not in (0, process.start):
+            del leaders[process.pid]
     fences: dict[bytes, list[int]] = {}
     outputs: dict[tuple[int, int], int] = {}
     for index, tree in enumerate(trees):
@@ -267,19 +345,25 @@ def _read(path: str) -> bytes:
 
 def _proc_processes(oldest: float) -> Iterator[_Process]:
     """Living processes started after ``oldest`` seconds since boot."""
-    first = int((oldest - 0.05) * _TICKS)
+    first = int((oldest - _TICK) * _TICKS)
     for name in os.listdir("/proc"):
         if name.isdigit() and (process := _proc_process(name)) is not None and process.start >= first:
             yield process
 
 
 def _proc_process(pid: int | str) -> _Process | None:
+    fields = _stat_fields(pid)
+    if not fields or fields[0] in (b"Z", b"X"):
+        return None
+    return _Process(int(pid), int(fields[19]), int(fields[1]), int(fields[2]), int(fields[3]))
+
+
+def _stat_fields(pid: int | str) -> list[bytes]:
+    """The fields of /proc/PID/stat from the state on; empty when there is no such process."""
     stat = _read(f"/proc/{pid}/stat")
     # The name stands in parentheses and may hold any character, parentheses included.
     fields = stat[stat.rfind(b")") + 2 :].split(None, 20)
-    if len(fields) < 20 or fields[0] in (b"Z", b"X"):
-        return None
-    return _Process(int(pid), int(fields[19]), int(fields[1]), int(fields[2]), int(fields[3]))
+    return fields if len(fields) >= 20 else []
 
 
 def _psutil_processes() -> Iterator[_Process]:

@@ -1,0 +1,251 @@
+"""Clients that never give up: they speak the real protocol, repeat what was not answered, and write down what they
+were told. What they were told is what the oracle holds the cluster to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from graphs import Shape
+
+from titan_fast.errors import ConnectionLost, NothingToDo, TitanError
+from titan_fast.model.spec import GraphSpec
+from titan_fast.protocol import messages as msg
+from titan_fast.protocol.connection import Connection, Incoming, send
+from titan_fast.protocol.opcodes import Role
+from titan_fast.protocol.opening import Opening, error_from
+from titan_fast.testing.simulation.world import Program
+
+PATIENCE = 12.0
+"""Seconds without an answer after which a client tries another connection."""
+PAUSE = 1.0
+"""Longest pause between two tries."""
+
+
+class Notes(Protocol):
+    """Who remembers what clients were told."""
+
+    def submit_asked(self, key: msg.Once, graph: GraphSpec) -> None: ...
+    def submit_acknowledged(self, key: msg.Once, run: int) -> None: ...
+    def cancel_acknowledged(self, run: int, task: str, member: int) -> None: ...
+    def told(self, run: int, update: msg.Update) -> None: ...
+    def shown(self, shown: msg.Shown) -> None: ...
+    def welcomed(self, client: str, welcome: msg.Welcome) -> None: ...
+
+
+class _Line(asyncio.Protocol):
+    """One connection to the master."""
+
+    def __init__(self, token: str) -> None:
+        self._connection = Connection(Role.MASTER)
+        self._opening: Opening | None = Opening(self._connection, "client", token)
+        self._transport: asyncio.Transport | None = None
+        self._answers: dict[int, asyncio.Queue[msg.Message | TitanError]] = {}
+        self._next = 2
+        self.opened: asyncio.Future[msg.Welcome] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport) and self._opening is not None
+        self._transport = transport
+        transport.write(self._opening.hello())
+
+    def data_received(self, data: bytes) -> None:
+        for incoming in self._connection.receive(data):
+            if self._opening is not None:
+                self._open(incoming)
+            elif (answer := self._answers.get(incoming.request)) is not None:
+                assert incoming.message is not None
+                answer.put_nowait(incoming.message)
+
+    def _open(self, incoming: Incoming) -> None:
+        assert self._opening is not None and self._transport is not None
+        try:
+            self._transport.write(self._opening.take(incoming))
+        except TitanError as error:
+            self.connection_lost(None)
+            self._transport.abort()
+            raise AssertionError(f"a client was not let in: {error}") from None
+        if self._opening.welcome is not None:
+            welcome, self._opening = self._opening.welcome, None
+            self.opened.set_result(welcome)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        lost = ConnectionLost("the connection to the master broke")
+        if not self.opened.done():
+            self.opened.set_exception(lost)
+            self.opened.exception()
+        for answer in self._answers.values():
+            answer.put_nowait(lost)
+
+    def hang_up(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def ask(self, message: msg.Message, attachments: tuple[bytes, ...]) -> asyncio.Queue[msg.Message | TitanError]:
+        assert self._transport is not None
+        request, self._next = self._next, self._next + 1
+        answers = self._answers[request] = asyncio.Queue()
+        self._transport.write(send(message, attachments, request))
+        return answers
+
+
+class Client:
+    """One client program. ``say`` is called with what it learns."""
+
+    def __init__(self, program: Program, address: tuple[str, int], token: str, notes: Notes, rng: random.Random) -> None:
+        self.program = program
+        self.name = program.name
+        self.notes = notes
+        self.rng = rng
+        self.pending = 0
+        """Requests that wait for an answer."""
+        self._address = address
+        self._token = token
+        self._line: _Line | None = None
+        self._counter = 0
+
+    # ------------------------------------------------------------ one request
+
+    async def _open(self) -> _Line:
+        """A connection that is let in; tries for ever."""
+        while self._line is None:
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    line = _Line(self._token)
+                    await asyncio.get_running_loop().create_connection(lambda: line, *self._address)
+                    self.notes.welcomed(self.name, await line.opened)
+                    self._line = line
+            except (OSError, ConnectionLost):
+                line.hang_up()
+                await asyncio.sleep(self.rng.random() * PAUSE)
+        return self._line
+
+    def _drop(self, line: _Line) -> None:
+        line.hang_up()
+        if self._line is line:
+            self._line = None
+
+    async def ask(
+        self,
+        make: Callable[[bool], msg.Message],
+        attachments: tuple[bytes, ...] = (),
+        is_last: Callable[[msg.Message], bool] = lambda message: True,
+        patience: float = PATIENCE,
+    ) -> msg.Message:
+        """The (last) answer, however often it has to be asked; ``make`` is told whether it is a repetition.
+
+        Raises:
+            TitanError: the master refused.
+        """
+        self.pending += 1
+        is_repeat = False
+        try:
+            while True:
+                line = await self._open()
+                answers = line.ask(make(is_repeat), attachments)
+                is_repeat = True
+                try:
+                    while True:
+                        async with asyncio.timeout(patience):
+                            answer = await answers.get()
+                        if isinstance(answer, TitanError):
+                            raise answer
+                        if isinstance(answer, msg.Error):
+                            error = error_from(answer)
+                            if error.retryable:
+                                await asyncio.sleep(self.rng.random() * PAUSE)
+                                break
+                            raise error
+                        if is_last(answer):
+                            return answer
+                except (TimeoutError, ConnectionLost):
+                    self._drop(line)
+                    await asyncio.sleep(self.rng.random() * PAUSE)
+        finally:
+            self.pending -= 1
+
+    def _once(self) -> Callable[[bool], msg.Once]:
+        self._counter += 1
+        counter = self._counter
+        return lambda is_repeat: msg.Once(self.name, counter, is_repeat)
+
+    # ------------------------------------------------------------ what it does
+
+    async def submit(self, shape: Shape) -> int:
+        once = self._once()
+        self.notes.submit_asked(once(False), shape.graph)
+        answer = await self.ask(lambda repeat: msg.Submit(graph=shape.graph, once=once(repeat)), shape.payloads)
+        assert isinstance(answer, msg.Accepted)
+        self.notes.submit_acknowledged(once(False), answer.run)
+        return answer.run
+
+    async def wait(self, run: int, patience: float = 60.0) -> msg.Update:
+        answer = await self.ask(
+            lambda _: msg.Watch(run), is_last=lambda m: isinstance(m, msg.Update) and m.final, patience=patience
+        )
+        assert isinstance(answer, msg.Update)
+        self.notes.told(run, answer)
+        return answer
+
+    async def cancel(self, run: int, task: str = "", member: int = -1) -> None:
+        once = self._once()
+        try:
+            await self.ask(lambda repeat: msg.Cancel(run, task, member, once(repeat)))
+        except NothingToDo:
+            return
+        self.notes.cancel_acknowledged(run, task, member)
+
+    async def retry(self, run: int, task: str = "") -> None:
+        once = self._once()
+        try:
+            await self.ask(lambda repeat: msg.Retry(run, task, -1, once(repeat)))
+        except NothingToDo:
+            return
+
+    async def show(self, run: int) -> None:
+        cursor = ""
+        while True:
+            at = cursor
+            shown = await self.ask(lambda _: msg.Show(run, cursor=at))
+            assert isinstance(shown, msg.Shown)
+            self.notes.shown(shown)
+            cursor = shown.next
+            if not cursor:
+                return
+
+    # ------------------------------------------------------------ its day
+
+    async def live(self, shapes: Sequence[Shape], seconds: float) -> None:
+        """Submit these graphs at random times within so many seconds, and look after each of them."""
+        cares = []
+        times = sorted(seconds * self.rng.random() for _ in shapes)
+        for shape, when, before in zip(shapes, times, [0.0, *times], strict=False):
+            await asyncio.sleep(when - before)
+            cares.append(self.program.main(self._care(shape)))
+        await asyncio.gather(*cares)
+
+    async def _care(self, shape: Shape) -> None:
+        run = await self.submit(shape)
+        mood = self.rng.random()
+        if mood < 0.25:
+            await asyncio.sleep(self.rng.random() * 40)
+            if self.rng.random() < 0.5:
+                await self.cancel(run)
+            else:
+                await self.cancel(run, *self.a_task(shape))
+        if mood > 0.9:
+            await asyncio.sleep(self.rng.random() * 40)
+            await self.show(run)
+        update = await self.wait(run)
+        if update.state != "COMPLETED" and self.rng.random() < 0.5:
+            await asyncio.sleep(self.rng.random() * 5)
+            await self.retry(run)
+            await self.wait(run)
+        await self.show(run)
+
+    def a_task(self, shape: Shape) -> tuple[str, int]:
+        task = self.rng.choice(shape.graph.tasks)
+        return task.name, self.rng.randrange(task.count) if task.array and self.rng.random() < 0.7 else -1

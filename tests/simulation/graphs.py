@@ -1,0 +1,109 @@
+"""Random graphs whose tasks are only a duration and a way to end, both written in the command."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+
+from titan_fast.ids import Ending
+from titan_fast.model.spec import Affinity, GraphSpec, Retry, TaskSpec, Work
+from titan_fast.testing.simulation.machines import Plan
+from titan_fast.worker.executors.base import Attempt
+
+CAPABILITIES = ((), (), (), (), ("GPU",), ("GPU", "BIG"))
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """A graph and what is sent with it."""
+
+    graph: GraphSpec
+    payloads: tuple[bytes, ...] = ()
+
+    @property
+    def tasks(self) -> int:
+        return sum(task.count for task in self.graph.tasks)
+
+
+def draw(rng: random.Random, name: str) -> Shape:
+    """One of the shapes people run."""
+    kind = rng.choice((_chain, _fan, _fan, _diamond, _layers, _flat))
+    tasks = kind(rng)
+    graph = GraphSpec(name, tuple(tasks))
+    return Shape(graph)
+
+
+def _task(rng: random.Random, name: str, *needs: str, count: int = 0, **fields: object) -> TaskSpec:
+    """``count`` 0 is a single task."""
+    mean = rng.choice((0.002, 0.02, 0.3, 1.0, 3.0)) if count else rng.choice((0.01, 0.5, 2.0, 10.0))
+    bad = rng.choice((0.0, 0.0, 0.0, 0.02, 0.3))
+    options: dict[str, object] = {
+        "requires": rng.choice(CAPABILITIES),
+        "priority": rng.choice((1, 1, 1, 5)),
+        "delay": rng.choice((0.0, 0.0, 0.0, 0.0, 3.0)),
+        "retry": rng.choice((Retry(), Retry(max=2, backoff=0.5), Retry(max=1, backoff=2.0, on=(7, "timeout")))),
+    }
+    if needs:
+        options["when"] = rng.choice(("success", "success", "success", "success", "always", "failure"))
+        if rng.random() < 0.2:
+            options["affinity"] = Affinity("parent", wait=2.0)
+    elif rng.random() < 0.1:
+        options["affinity"] = Affinity("key", rng.choice("ab"), wait=1.0)
+    timeout = rng.choice((0.0, 0.0, 0.0, 5.0))
+    work = Work(argv=("work", str(mean), str(bad)), timeout=timeout, grace=rng.choice((0.5, 3.0)))
+    return TaskSpec(name, work, needs, count=max(1, count), array=count > 0, **(options | fields))  # type: ignore[arg-type]
+
+
+def _chain(rng: random.Random) -> list[TaskSpec]:
+    tasks = [_task(rng, "t0")]
+    for number in range(1, rng.randrange(3, 9)):
+        tasks.append(_task(rng, f"t{number}", f"t{number - 1}"))
+    return tasks
+
+
+def _fan(rng: random.Random) -> list[TaskSpec]:
+    """One, many, one."""
+    return [
+        _task(rng, "split"),
+        _task(rng, "each", "split", count=rng.randrange(40, 200)),
+        _task(rng, "join", "each"),
+    ]
+
+
+def _diamond(rng: random.Random) -> list[TaskSpec]:
+    return [
+        _task(rng, "top"),
+        _task(rng, "left", "top", count=rng.randrange(1, 60)),
+        _task(rng, "right", "top"),
+        _task(rng, "bottom", "left", "right"),
+    ]
+
+
+def _layers(rng: random.Random) -> list[TaskSpec]:
+    """Every task of a layer needs some of the layer above, in any order of description."""
+    tasks: list[TaskSpec] = []
+    above: list[str] = []
+    for layer in range(rng.randrange(2, 4)):
+        names = [f"l{layer}n{number}" for number in range(rng.randrange(2, 5))]
+        for name in names:
+            needs = rng.sample(above, rng.randrange(1, len(above) + 1)) if above else []
+            tasks.append(_task(rng, name, *needs, count=rng.choice((0, 0, 10, 30))))
+        above = names
+    rng.shuffle(tasks)
+    return tasks
+
+
+def _flat(rng: random.Random) -> list[TaskSpec]:
+    return [_task(rng, "item", count=rng.randrange(100, 300)), _task(rng, "check", "item", when="always")]
+
+
+def plan(seed: int, attempt: Attempt) -> Plan:
+    """What an attempt will do: by the seed, its task and its number, so that it is the same wherever it runs."""
+    _, mean, bad = attempt.argv[:3]
+    rng = random.Random(f"{seed}/{attempt.task}/{attempt.fence}")
+    seconds = float(mean) * rng.expovariate(1.0)
+    stubborn = rng.choice((0.0, 0.0, 0.01, 1.0, 60.0))
+    if rng.random() < float(bad):
+        ending, code = rng.choice(((Ending.EXIT, 1), (Ending.EXIT, 7), (Ending.SIGNAL, 11)))
+        return Plan(seconds, ending, code, stubborn)
+    return Plan(seconds, stubborn=stubborn)

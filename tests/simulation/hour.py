@@ -1,0 +1,149 @@
+"""A cluster-hour: five workers or more, a thousand tasks or more, thirty faults or more, then good weather and rest.
+
+`run_hour(seed)` is the whole of it. What goes wrong is an exception whose notes are the end of the trace.
+"""
+
+from __future__ import annotations
+
+import gc
+from unittest import mock
+
+import graphs
+import msgspec
+from cluster import ADDRESS, TOKEN, Cluster, Room
+from crowd import Client
+from oracle import Broken, Oracle
+from sabotage import SABOTAGE
+from weather import Climate, Weather, climate_of
+
+from titan_fast.config import WorkerSettings
+from titan_fast.master import server
+from titan_fast.scheduler import invariants
+from titan_fast.testing.simulation.disk import SimulatedStore
+from titan_fast.testing.simulation.machines import Host
+from titan_fast.testing.simulation.world import Clock, World
+
+STORM = 400.0
+"""Virtual seconds with faults."""
+QUIET = 1500.0
+"""Virtual seconds in which everything must end without them."""
+WORKERS = (("GPU,BIG", 4), ("GPU", 4), ("", 4), ("GPU,BIG", 2), ("", 8), ("", 3))
+CLIENTS = 3
+RUNS = 12
+TASKS = 1000
+FAULTS = 30
+
+
+class Hour(msgspec.Struct, frozen=True):
+    """What an hour was like."""
+
+    seed: int
+    fingerprint: str
+    tasks: int
+    starts: int
+    faults: int
+    masters: int
+    agents: int
+    callbacks: int
+    seconds: float
+    """Virtual."""
+
+
+class ClusterHour:
+    """The parts of an hour, for tests that look at them."""
+
+    def __init__(
+        self, seed: int, climate: Climate | None = None, sabotage: str = "", *, is_traced: bool = False
+    ) -> None:
+        self.seed = seed
+        climate = climate or climate_of(seed)
+        self.world = World(seed, is_traced=is_traced)
+        self.rng = self.world.chance("hour")
+        self.oracle = Oracle(self.world, crash_limit=5)
+        self.store = SimulatedStore(self.world, self.oracle.on_commit)
+        self.cluster = Cluster(self.world, self.store)
+        self.oracle.newest_known_fence = self.cluster.newest_fence  # type: ignore[method-assign]
+        self.cluster.on_fact_made = self.oracle.on_fact_made
+        self.cluster.on_master = self.oracle.a_master_starts
+        self.weather = Weather(self.cluster, self.world.chance("weather"), climate, self.oracle.had_trouble)
+        self.clients: list[Client] = []
+        self.sabotage = SABOTAGE[sabotage] if sabotage else None
+
+    def run(self) -> Hour:
+        """Raises SimulationFailed, or whatever a program raised."""
+        was_collecting = gc.isenabled()
+        gc.disable()
+        try:
+            with mock.patch.object(server, "Space", Room):
+                if self.sabotage is not None:
+                    with self.sabotage():
+                        return self._run()
+                return self._run()
+        except BaseException as error:
+            error.add_note(f"seed {self.seed}, {self.weather.climate.name} weather; the end of the trace:")
+            error.add_note(self.world.story())
+            raise
+        finally:
+            self.world.end()
+            if was_collecting:
+                gc.enable()
+
+    def _run(self) -> Hour:
+        self.cluster.start_master()
+        for number, (caps, slots) in enumerate(WORKERS):
+            name = f"w{number}"
+            self.oracle.slots[name] = slots
+            host = Host(self.world, name, self.oracle, lambda attempt: graphs.plan(self.seed, attempt))
+            self.cluster.add_host(host, WorkerSettings(name=name, slots=slots, caps=caps, drain=5.0))
+        shapes = self._draw()
+        lives = []
+        for number in range(CLIENTS):
+            name = f"c{number}"
+            program = self.cluster.program(name, name, Clock())
+            client = Client(program, ADDRESS, TOKEN["client"], self.oracle, self.world.chance("client", number))
+            self.clients.append(client)
+            lives.append(program.main(client.live(shapes[number::CLIENTS], STORM)))
+        self.weather.brew(FAULTS + self.rng.randrange(15), 5.0, STORM)
+        self.world.run(STORM)
+        self.weather.clear()
+        if not self.world.run(STORM + QUIET, lambda: all(life.done() for life in lives)):
+            self.oracle.at_rest()
+            raise Broken(f"clients still wait: {[client.name for client in self.clients if client.pending]}")
+        self.world.run(self.world.now + 90.0)
+        self._at_rest()
+        return Hour(
+            self.seed,
+            self.world.fingerprint,
+            sum(len(book.tasks) for book in self.oracle.books.values()),
+            self.oracle.starts,
+            sum(self.weather.counts.values()),
+            self.cluster.masters,
+            sum(host.agents for host in self.cluster.hosts.values()),
+            self.world.callbacks,
+            self.world.now,
+        )
+
+    def _draw(self) -> list[graphs.Shape]:
+        """What will be submitted."""
+        shapes: list[graphs.Shape] = []
+        while len(shapes) < RUNS or sum(shape.tasks for shape in shapes) < TASKS:
+            shapes.append(graphs.draw(self.rng, f"graph-{len(shapes)}"))
+        return shapes
+
+    def _at_rest(self) -> None:
+        """Nothing is left over: no process, no lot, no result that nobody acknowledged."""
+        self.oracle.at_rest()
+        master = self.cluster.master
+        assert master is not None
+        invariants.check_rest(master.scheduler.state)
+        for name, agent in self.cluster.agent_of.items():
+            held = agent.inventory(0).inventory
+            if held:
+                raise Broken(f"{name} still holds {held}")
+        for host in self.cluster.hosts.values():
+            if host.processes:
+                raise Broken(f"{host.name} has processes that nobody has reaped: {list(host.processes.values())}")
+
+
+def run_hour(seed: int, sabotage: str = "") -> Hour:
+    return ClusterHour(seed, sabotage=sabotage).run()

@@ -1,0 +1,430 @@
+"""What must always hold, judged from outside: by what processes did, what clients were told and what is on the disk.
+
+The oracle believes no master and no worker. Processes and commits are written down where nobody who is tested can
+reach (`Ledger`, `on_commit`); clients write down what they were told. Everything is checked as it happens, what can
+only be seen in the end by `at_rest`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from titan_fast.ids import Ending, format_fence
+from titan_fast.model.spec import GraphSpec
+from titan_fast.protocol import messages as msg
+from titan_fast.scheduler import facts as fact
+from titan_fast.testing.simulation.machines import Process
+from titan_fast.testing.simulation.world import SimulationFailed, World
+
+FINAL = frozenset({"COMPLETED", "FAILED", "SKIPPED", "CANCELLED", "DEAD"})
+NOT_ITS_OWN = frozenset({"recalled", "killed", "absent", "replaced", "worker_lost"})
+"""Reasons for which an attempt ended without any fault of its task."""
+
+
+AFTERMATH = 5.0
+"""Seconds after some trouble with a worker in which it may still do what others were given meanwhile."""
+
+
+class Broken(SimulationFailed):
+    """A promise was broken."""
+
+
+class Task:
+    """One task as the disk, the processes and the clients know it."""
+
+    __slots__ = (
+        "attempts",
+        "cancelled_at",
+        "crashes",
+        "ended",
+        "failures",
+        "fence",
+        "floor",
+        "generation",
+        "good",
+        "state",
+        "told",
+    )
+
+    def __init__(self, floor: int) -> None:
+        self.state = "PENDING"
+        self.generation = 0
+        self.floor = floor
+        self.fence = 0
+        """Of its accepted outcome."""
+        self.failures = 0
+        self.crashes = 0
+        self.ended = False
+        """A process of it has ended by itself, well or badly."""
+        self.good = False
+        """A process of it has succeeded."""
+        self.cancelled_at = 0
+        """The newest fence there was when a client was told that it is cancelled; 0: it is not."""
+        self.attempts: list[Process] = []
+        self.told: dict[int, str] = {}
+        """Generation -> the final state clients were told."""
+
+
+class Book:
+    """One run."""
+
+    def __init__(self, accepted: fact.RunAccepted) -> None:
+        self.graph: GraphSpec = accepted.graph
+        self.key = accepted.key
+        self.names = [spec.name for spec in self.graph.tasks]
+        self.rows = {name: row for row, name in enumerate(self.names)}
+        self.first: list[int] = []
+        self.tasks: list[Task] = []
+        self.spec_of: list[int] = []
+        for row, spec in enumerate(self.graph.tasks):
+            self.first.append(len(self.tasks))
+            self.tasks += [Task(accepted.floor) for _ in range(spec.count)]
+            self.spec_of += [row] * spec.count
+        self.parents = [[self.rows[name] for name in dict.fromkeys(spec.needs)] for spec in self.graph.tasks]
+        self.open = [spec.count for spec in self.graph.tasks]
+        self.unresolved = [spec.count for spec in self.graph.tasks]
+        """Members of which no process has ended and whose end is not on the disk either."""
+        self.without_success = [spec.count for spec in self.graph.tasks]
+        """Members of which no process has succeeded and that are not SKIPPED on the disk."""
+        self.is_reopened = False
+        self.state = ""
+        """Of the run, once it has ended."""
+
+    def index(self, label: str) -> int:
+        name, _, member = label.partition("[")
+        return self.first[self.rows[name]] + int(member[:-1] or 0 if member else 0)
+
+    def label(self, index: int) -> str:
+        spec = self.spec_of[index]
+        name = self.names[spec]
+        return f"{name}[{index - self.first[spec]}]" if self.graph.tasks[spec].array else name
+
+
+class Oracle:
+    """Ground truth, and what it is compared with."""
+
+    def __init__(self, world: World, crash_limit: int) -> None:
+        self.world = world
+        self.books: dict[int, Book] = {}
+        self.processes: dict[int, Process] = {}
+        """All there ever were, by fence."""
+        self.running: dict[str, int] = defaultdict(int)
+        """Host -> processes now."""
+        self.slots: dict[str, int] = {}
+        self.newest_fence = 0
+        """Highest fence that was ever seen in a process or on the disk."""
+        self.asked: dict[tuple[str, int], GraphSpec] = {}
+        self.acknowledged: dict[tuple[str, int], int] = {}
+        self.by_key: dict[tuple[str, int], int] = {}
+        self.epochs: dict[str, int] = defaultdict(int)
+        self.trouble: dict[str, float] = {}
+        """Host -> when something last went wrong with it that may cost it its work."""
+        self.starts = 0
+        self.facts = 0
+        self._crash_limit = crash_limit
+        self._early: dict[int, list[fact.TasksSettled | fact.AttemptsEnded | fact.TasksReopened]] = {}
+        """Facts of runs that are not durable yet."""
+
+    def must(self, holds: object, *words: object) -> None:
+        """Raises Broken, and tells the world: whoever called us may catch what he is given."""
+        if not holds:
+            broken = Broken(" ".join(map(str, words)))
+            self.world.fail(broken)
+            raise broken
+
+    # ------------------------------------------------------------ processes
+
+    def started(self, process: Process) -> None:
+        """The ledger's: a process begins."""
+        world = self.world
+        world.note("start", process.task, format_fence(process.fence), process.host)
+        name = f"{process.task} ({format_fence(process.fence)} at {process.host})"
+        self.starts += 1
+        self.must(process.fence not in self.processes, name, "starts again under one fence")
+        self.processes[process.fence] = process
+        self.newest_fence = max(self.newest_fence, process.fence)
+        self.running[process.host] += 1
+        self.must(self.running[process.host] <= self.slots[process.host], name, "has no slot")
+        number, _, label = process.task.partition("/")
+        book = self.books.get(int(number))
+        self.must(book is not None, name, "starts though its submit is not durable")
+        assert book is not None
+        index = book.index(label)
+        task = book.tasks[index]
+        self._its_time_has_come(name, book, book.spec_of[index])
+        self.must(
+            not task.cancelled_at or process.fence <= task.cancelled_at, name, "is a new attempt after its cancel"
+        )
+        for before in task.attempts:
+            self._is_no_double(name, task, before, process)
+        task.attempts.append(process)
+
+    def _its_time_has_come(self, name: str, book: Book, spec: int) -> None:
+        when = book.graph.tasks[spec].when
+        for parent in book.parents[spec]:
+            self.must(not book.unresolved[parent], name, "starts before", book.names[parent], "has ended")
+            if when == "success":
+                self.must(not book.without_success[parent], name, "starts though", book.names[parent], "failed")
+
+    def _is_no_double(self, name: str, task: Task, before: Process, process: Process) -> None:
+        """A second process of a task needs a reason: the first failed, was ended, or its worker was in trouble."""
+        if not before.is_running and (before.asked or before.ending is not Ending.EXIT or before.code):
+            return
+        trouble = max(self.trouble.get(host, -AFTERMATH) for host in (before.host, process.host))
+        self.must(
+            trouble + AFTERMATH >= before.started,
+            name,
+            f"runs though {format_fence(before.fence)} at {before.host}",
+            "is running" if before.is_running else "succeeded",
+        )
+
+    def ended(self, process: Process) -> None:
+        """The ledger's: a process is over."""
+        self.world.note("end", process.task, format_fence(process.fence), process.ending.name.lower(), process.code)
+        self.running[process.host] -= 1
+        if process.is_power_cut or process.asked is Ending.KILLED:
+            return
+        number, _, label = process.task.partition("/")
+        book = self.books[int(number)]
+        index = book.index(label)
+        self._resolve(book, index, good=process.ending is Ending.EXIT and not process.code)
+
+    def _resolve(self, book: Book, index: int, good: bool) -> None:
+        task, spec = book.tasks[index], book.spec_of[index]
+        if not task.ended:
+            task.ended = True
+            book.unresolved[spec] -= 1
+        if good and not task.good:
+            task.good = True
+            book.without_success[spec] -= 1
+
+    def had_trouble(self, host: str, until: float | None = None) -> None:
+        """Something happens to a host, up to now or up to a time to come."""
+        self.trouble[host] = max(self.trouble.get(host, 0.0), self.world.now if until is None else until)
+
+    # ------------------------------------------------------------ the disk
+
+    def on_fact_made(self, facts: Sequence[fact.Fact]) -> None:
+        """These facts are on their way to the disk. Work does not wait for it, so processes are judged by them."""
+        for item in facts:
+            if isinstance(item, fact.TasksSettled | fact.AttemptsEnded | fact.TasksReopened):
+                book = self.books.get(item.run)
+                if book is None:
+                    self._early.setdefault(item.run, []).append(item)
+                else:
+                    self._made(book, item)
+
+    def a_master_starts(self) -> None:
+        self._early.clear()
+
+    def _made(self, book: Book, item: fact.TasksSettled | fact.AttemptsEnded | fact.TasksReopened) -> None:
+        match item:
+            case fact.TasksSettled():
+                for index in range(item.first, item.first + item.count):
+                    self._resolve(book, index, good=item.state == "SKIPPED")
+            case fact.AttemptsEnded():
+                for index, state in zip(item.index, item.state, strict=True):
+                    if state in FINAL:
+                        self._resolve(book, index, good=state == "COMPLETED")
+            case fact.TasksReopened():
+                for first, count in item.stretches:
+                    for task in book.tasks[first : first + count]:
+                        task.cancelled_at = 0
+
+    def on_commit(self, facts: Sequence[fact.Fact]) -> None:
+        """These facts are durable now."""
+        for item in facts:
+            self.facts += 1
+            self._fact(item)
+
+    def _fact(self, item: fact.Fact) -> None:
+        match item:
+            case fact.RunAccepted():
+                self.must(item.run not in self.books, "run", item.run, "is accepted twice")
+                key = (item.key.client, item.key.counter)
+                self.must(key in self.asked, "run", item.run, "was never asked for")
+                self.must(key not in self.by_key, "request", key, "made two runs")
+                self.by_key[key] = item.run
+                book = self.books[item.run] = Book(item)
+                for early in self._early.pop(item.run, ()):
+                    self._made(book, early)
+            case fact.AttemptsEnded():
+                for row in range(len(item.index)):
+                    self._attempt_ended(item, row)
+            case fact.TasksSettled():
+                book = self.books[item.run]
+                for index in range(item.first, item.first + item.count):
+                    self._settle(item.run, book, index, item.state, 0)
+            case fact.TasksReopened():
+                self._reopened(item)
+            case fact.RunEnded():
+                self._run_ended(item)
+            case _:
+                pass
+
+    def _attempt_ended(self, item: fact.AttemptsEnded, row: int) -> None:
+        book = self.books[item.run]
+        index, fence, state, reason = item.index[row], item.fence[row], item.state[row], item.reason[row]
+        task, spec = book.tasks[index], book.spec_of[index]
+        name = f"{item.run}/{book.label(index)} ({format_fence(fence)})"
+        self.newest_fence = max(self.newest_fence, fence)
+        self.must(fence > task.floor, name, "counts though it is not above the floor", format_fence(task.floor))
+        self.must(item.generation[row] == task.generation, name, "counts for generation", item.generation[row])
+        task.floor = fence
+        process = self.processes.get(fence)
+        if reason == "worker_lost":
+            task.crashes += 1
+            host = item.worker[row]
+            self.must(host in self.trouble, name, "counts as a crash, and nothing happened to", host)
+            self.must(task.crashes <= self._crash_limit, name, "crashed", task.crashes, "times")
+            self.must(state in ("PENDING", "DEAD"), name, "is", state, "because its worker was lost")
+        elif state in ("PENDING", "FAILED") and reason not in NOT_ITS_OWN:
+            task.failures += 1
+            budget = book.graph.tasks[spec].retry.max + 1
+            self.must(task.failures <= budget, name, "failed", task.failures, "times of", budget)
+            self._really_ended(name, process, reason)
+        if state == "COMPLETED":
+            self._really_ended(name, process, "exit:0")
+        if state != "PENDING":
+            for parent in book.parents[spec]:
+                if state != "CANCELLED" and not book.is_reopened:
+                    self.must(not book.open[parent], name, "is accepted before", book.names[parent])
+                    best = max(t.fence for t in self._members(book, parent))
+                    self.must(best < fence, name, "is not above its parent's fence", format_fence(best))
+            self._settle(item.run, book, index, state, fence)
+
+    def _really_ended(self, name: str, process: Process | None, reason: str) -> None:
+        self.must(process is not None and not process.is_running, name, "never ended, and counts as", reason)
+        assert process is not None
+        ending = f"{process.ending.name.lower()}:{process.code}" if process.asked is None else process.asked.name.lower()
+        self.must(ending == reason, name, "ended with", ending, "and counts as", reason)
+
+    def _settle(self, run: int, book: Book, index: int, state: str, fence: int) -> None:
+        task, spec = book.tasks[index], book.spec_of[index]
+        self.must(task.state not in FINAL, f"{run}/{book.label(index)} was {task.state} and becomes {state}")
+        task.state, task.fence = state, fence
+        book.open[spec] -= 1
+
+    def _reopened(self, item: fact.TasksReopened) -> None:
+        book = self.books[item.run]
+        book.is_reopened = True
+        book.state = ""
+        for first, count in item.stretches:
+            for index in range(first, first + count):
+                task = book.tasks[index]
+                self.must(
+                    task.state in FINAL and task.state != "COMPLETED",
+                    f"{item.run}/{book.label(index)} is {task.state} and opened again",
+                )
+                task.state, task.generation, task.floor = "PENDING", task.generation + 1, max(task.floor, item.floor)
+                task.failures = task.crashes = task.cancelled_at = 0
+                book.open[book.spec_of[index]] += 1
+
+    def _run_ended(self, item: fact.RunEnded) -> None:
+        book = self.books[item.run]
+        states = {task.state for task in book.tasks}
+        self.must(states <= FINAL, "run", item.run, "ends with", sorted(states))
+        bad = bool(states & {"FAILED", "DEAD"})
+        self.must((item.state == "FAILED") == bad, "run", item.run, "is", item.state, "with", sorted(states))
+        book.state = item.state
+
+    @staticmethod
+    def _members(book: Book, spec: int) -> list[Task]:
+        return book.tasks[book.first[spec] : book.first[spec] + book.graph.tasks[spec].count]
+
+    # ------------------------------------------------------------ clients
+
+    def welcomed(self, client: str, welcome: msg.Welcome) -> None:
+        self.must(welcome.epoch >= self.epochs[client], client, "sees epoch", welcome.epoch, "after a higher one")
+        self.epochs[client] = welcome.epoch
+
+    def submit_asked(self, key: msg.Once, graph: GraphSpec) -> None:
+        self.asked[key.client, key.counter] = graph
+
+    def submit_acknowledged(self, key: msg.Once, run: int) -> None:
+        self.acknowledged[key.client, key.counter] = run
+        book = self.books.get(run)
+        self.must(book is not None, "run", run, "is acknowledged and not durable")
+        assert book is not None
+        asked = self.asked[key.client, key.counter]
+        self.must(book.graph.name == asked.name, "run", run, "is acknowledged and is", book.graph.name)
+        self.must(book.graph == asked, "run", run, "is not what was asked for")
+
+    def cancel_acknowledged(self, run: int, task: str, member: int) -> None:
+        book = self.books[run]
+        if not task:
+            indexes: Iterable[int] = range(len(book.tasks))
+        else:
+            first = book.first[book.rows[task]]
+            count = book.graph.tasks[book.rows[task]].count
+            indexes = range(first, first + count) if member < 0 else (first + member,)
+        for index in indexes:
+            if book.tasks[index].state not in FINAL:
+                book.tasks[index].cancelled_at = self.newest_known_fence()
+
+    def newest_known_fence(self) -> int:
+        """The newest fence there can be now: replaced by the cluster, which can look at the counter itself."""
+        return self.newest_fence
+
+    def told(self, run: int, update: msg.Update) -> None:
+        book = self.books[run]
+        self.must(book.state == update.state, "run", run, "is told to be", update.state, "and is", book.state or "open")
+        counts: dict[str, int] = defaultdict(int)
+        for task in book.tasks:
+            counts[task.state] += 1
+        said = {state: n for state, n in update.counts.items() if n}
+        self.must(said == dict(counts), "run", run, "is told to have", said, "and has", dict(counts))
+
+    def shown(self, shown: msg.Shown) -> None:
+        if not shown.durable:
+            return
+        book = self.books[shown.run.id]
+        for row in shown.tasks:
+            if row.state not in FINAL:
+                continue
+            label = row.id.partition("/")[2]
+            task = book.tasks[book.index(label)]
+            before = task.told.setdefault(row.generation, row.state)
+            self.must(before == row.state, row.id, "was shown as", before, "and now as", row.state)
+            if row.generation == task.generation:
+                self.must(task.state == row.state, row.id, "is shown as", row.state, "and is", task.state)
+
+    # ------------------------------------------------------------ in the end
+
+    def at_rest(self) -> None:
+        """Nothing goes wrong any more and everything had time to end."""
+        for key, run in self.acknowledged.items():
+            self.must(self.by_key.get(key) == run, "run", run, "was acknowledged and is gone")
+        for number, book in self.books.items():
+            left = [book.label(index) for index, task in enumerate(book.tasks) if task.state not in FINAL]
+            self.must(not left, f"run {number} never ends: {', '.join(left[:5])} of {len(left)} are open")
+            self.must(book.state, f"run {number} never ends though all its tasks have")
+            if not book.is_reopened:
+                self._judge(number, book)
+        left = [process.task for process in self.processes.values() if process.is_running]
+        self.must(not left, "processes are left:", left)
+
+    def _verdict(self, book: Book, spec: int) -> str:
+        """What an array is for its children: the worst of its members."""
+        states = {"FAILED" if task.state == "DEAD" else task.state for task in self._members(book, spec)}
+        return next(state for state in ("FAILED", "CANCELLED", "SKIPPED", "COMPLETED") if state in states)
+
+    def _judge(self, number: int, book: Book) -> None:
+        """Every task is what its parents make it."""
+        was_cancelled = any(task.state == "CANCELLED" for task in book.tasks)
+        for spec, described in enumerate(book.graph.tasks):
+            above = {self._verdict(book, parent) for parent in book.parents[spec]}
+            mine = {task.state for task in self._members(book, spec)}
+            name = f"{number}/{described.name}"
+            failed = "FAILED" in above
+            if "CANCELLED" in above:
+                self.must(mine == {"CANCELLED"}, name, "is", mine, "below a cancelled task")
+            elif described.when == "success" and failed:
+                self.must(mine <= {"SKIPPED", "CANCELLED"}, name, "is", mine, "below a failed task")
+            elif described.when == "always" or (described.when == "failure" and failed) or not above:
+                wanted = described.when != "failure" or failed
+                if wanted and not was_cancelled:
+                    self.must("SKIPPED" not in mine, name, "is skipped though it had to run")
+            if described.when == "failure" and not failed and not was_cancelled:
+                self.must(mine == {"SKIPPED"}, name, "is", mine, "though nothing failed")

@@ -1,0 +1,228 @@
+"""Everything that can go wrong with a cluster, drawn from a seed, and the good weather after it."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import msgspec
+from cluster import MASTER, Cluster
+
+from titan_fast.testing.simulation.network import Wire
+
+
+class Climate(msgspec.Struct, frozen=True):
+    """Which faults there are, and how often each, as weights by the name of the method of `Weather`."""
+
+    name: str
+    faults: dict[str, int]
+
+
+MIXED = Climate(
+    "mixed",
+    {
+        "kill_master": 5,
+        "freeze_master": 2,
+        "kill_agent": 5,
+        "freeze_agent": 3,
+        "power_cut": 2,
+        "isolate": 3,
+        "cut": 6,
+        "half_cut": 4,
+        "silence": 4,
+        "jump_clock": 2,
+        "slow_disk": 2,
+        "full_disk": 2,
+        "break_disk": 1,
+        "stop_agent": 1,
+    },
+)
+MASTER_ONLY = Climate("master", {"kill_master": 6, "slow_disk": 1, "break_disk": 1, "cut": 3, "jump_clock": 1})
+"""No worker loses anything, so no task may run twice."""
+NETWORK_ONLY = Climate("network", {"cut": 6, "half_cut": 5, "silence": 5, "isolate": 2})
+WORKERS_ONLY = Climate("workers", {"kill_agent": 6, "freeze_agent": 4, "power_cut": 3, "cut": 3, "stop_agent": 1})
+CLIMATES = (MIXED, MASTER_ONLY, NETWORK_ONLY, WORKERS_ONLY, MIXED)
+
+
+def climate_of(seed: int) -> Climate:
+    """A seed is a whole hour, its weather included."""
+    return CLIMATES[seed % len(CLIMATES)]
+
+
+class Weather:
+    """Faults at random times until `clear`."""
+
+    def __init__(self, cluster: Cluster, rng: random.Random, climate: Climate, on_trouble: Callable[..., None]) -> None:
+        self.cluster = cluster
+        self.world = cluster.world
+        self.rng = rng
+        self.climate = climate
+        self.counts: Counter[str] = Counter()
+        self.is_clear = False
+        self._on_trouble = on_trouble
+        self._off: set[str] = set()
+
+    def brew(self, faults: int, first: float, last: float) -> None:
+        """So many faults between two times of the world, seconds."""
+        names = sorted(self.climate.faults)
+        weights = [self.climate.faults[name] for name in names]
+        for _ in range(faults):
+            when = first + (last - first) * self.rng.random()
+            self.world.at(when, self._strike, self.rng.choices(names, weights)[0])
+
+    def _strike(self, name: str) -> None:
+        if not self.is_clear:
+            self.counts[name] += 1
+            self.world.note("fault", name)
+            getattr(self, name)()
+
+    def _trouble(self, host: str, seconds: float = 0.0) -> None:
+        """What a worker holds may be given to others from now on."""
+        self._on_trouble(host, self.world.now + seconds)
+
+    def a_while(self, mean: float) -> float:
+        return mean * self.rng.expovariate(1.0)
+
+    # ------------------------------------------------------------ the master
+
+    def kill_master(self) -> None:
+        """Between any two callbacks, at once or after some more of them."""
+        program = self.cluster.master_program
+        if program is not None and not program.is_dead and program.fuse is None:
+            program.fuse = (self.rng.randrange(40), lambda: self.cluster.kill_master(self.a_while(1.5)))
+
+    def freeze_master(self) -> None:
+        program = self.cluster.master_program
+        if program is not None and not program.is_dead:
+            program.freeze()
+            self.world.after(self.a_while(4.0), program.thaw)
+            for host in self.cluster.hosts:
+                self._trouble(host, 60.0)  # it may think that its workers are gone
+
+    # ------------------------------------------------------------ workers
+
+    def a_host(self) -> str:
+        return self.rng.choice(list(self.cluster.hosts))
+
+    def kill_agent(self) -> None:
+        name = self.a_host()
+        if name not in self._off:
+            program = self.cluster.agents[name]
+            if not program.is_dead and program.fuse is None:
+                self._trouble(name, 5.0)
+                program.fuse = (self.rng.randrange(20), lambda: self._agent_dies(name))
+
+    def _agent_dies(self, name: str) -> None:
+        self._trouble(name)
+        self.cluster.kill_agent(name)
+        self.world.after(0.2 + self.a_while(1.0), self._agent_returns, name)
+
+    def _agent_returns(self, name: str) -> None:
+        if name not in self._off and self.cluster.agents[name].is_dead:
+            self.cluster.start_agent(name)
+
+    def freeze_agent(self) -> None:
+        name = self.a_host()
+        program = self.cluster.agents[name]
+        seconds = self.a_while(10.0)
+        self._trouble(name, seconds)
+        program.freeze()
+        self.world.after(seconds, program.thaw)
+
+    def stop_agent(self) -> None:
+        """Asked to go: it gives back what has not started, ends what runs after a while, and comes back later."""
+        name = self.a_host()
+        if name not in self._off and not self.cluster.agents[name].is_dead:
+            self._trouble(name, 60.0)
+            self.cluster.stop_agent(name)
+            self.world.after(20.0 + self.a_while(20.0), self._agent_returns, name)
+
+    def power_cut(self) -> None:
+        name = self.a_host()
+        if name in self._off:
+            return
+        self._off.add(name)
+        self._trouble(name)
+        self.cluster.power_cut(name)
+        if self.rng.random() < 0.9 or not self.cluster.can_do_without(name, self._off):
+            self.world.after(self.a_while(15.0), self._power_returns, name)
+
+    def _power_returns(self, name: str) -> None:
+        self._off.discard(name)
+        self._agent_returns(name)
+
+    # ------------------------------------------------------------ the network
+
+    def isolate(self) -> None:
+        name = MASTER if self.rng.random() < 0.2 else self.a_host()
+        seconds = self.a_while(8.0)
+        for host in self.cluster.hosts if name == MASTER else (name,):
+            self._trouble(host, seconds + 30.0)
+        self.cluster.network.isolate(name)
+        self.world.after(seconds, self.cluster.network.rejoin, name)
+
+    def a_wire(self) -> Wire | None:
+        wires = self.cluster.network.open_wires()
+        return self.rng.choice(wires) if wires else None
+
+    def cut(self) -> None:
+        if (wire := self.a_wire()) is not None:
+            wire.cut()
+
+    def half_cut(self) -> None:
+        """Only one side notices; the other finds out by silence."""
+        if (wire := self.a_wire()) is not None:
+            self._trouble(wire.near.machine, 40.0)
+            wire.half_cut(self.rng.choice((wire.near, wire.far)))
+
+    def silence(self) -> None:
+        """Nothing arrives for a while, or never again."""
+        if (wire := self.a_wire()) is not None:
+            seconds = self.a_while(8.0)
+            self._trouble(wire.near.machine, seconds + 30.0)
+            wire.silence()
+            if self.rng.random() < 0.7:
+                self.world.after(seconds, wire.heal)
+
+    # ------------------------------------------------------------ clocks and disk
+
+    def jump_clock(self) -> None:
+        clocks = [self.cluster.master_clock, *(host.clock for host in self.cluster.hosts.values())]
+        self.rng.choice(clocks).wall += self.rng.choice((-3600.0, -5.0, 5.0, 3600.0))
+
+    def slow_disk(self) -> None:
+        self.cluster.store.pace = 3.0
+        self.world.after(self.a_while(10.0), self._disk_is_well)
+
+    def full_disk(self) -> None:
+        self.cluster.store.is_full = True
+        self.world.after(self.a_while(5.0), self._disk_is_well)
+
+    def break_disk(self) -> None:
+        self.cluster.store.is_broken = True
+
+    def _disk_is_well(self) -> None:
+        self.cluster.store.pace = 0.002
+        self.cluster.store.is_full = False
+
+    # ------------------------------------------------------------ the end
+
+    def clear(self) -> None:
+        """No fault any more, and what was broken is mended. Machines that were lost for good stay lost."""
+        self.is_clear = True
+        self.world.note("the weather clears")
+        self._disk_is_well()
+        self.cluster.store.is_broken = False
+        for name in sorted(self.cluster.network.isolated):
+            self.cluster.network.rejoin(name)
+        for wire in list(self.cluster.network.wires.values()):
+            wire.heal()
+        for program in (self.cluster.master_program, *self.cluster.agents.values()):
+            if program is not None:
+                program.fuse = None
+                program.thaw()
+        if self.cluster.master_program is None or self.cluster.master_program.is_dead:
+            self.cluster.start_master()
+        for name in self.cluster.hosts:
+            self._agent_returns(name)
