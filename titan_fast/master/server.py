@@ -234,12 +234,13 @@ class Master:
             _write_secret(place, self.tokens[role])
             self.token_files.append(place)
 
-    async def stop(self, drain: float) -> None:
-        """In order: place nothing new, let what runs finish for up to ``drain`` seconds, say what is known, hang up."""
+    async def stop(self, drain: float, hurry: asyncio.Event | None = None) -> None:
+        """In order: place nothing new, let what runs finish for up to ``drain`` seconds (or until somebody is in a
+        hurry), say what is known, hang up. What runs longer goes on: the next master is told of it."""
         log.info("stopping")
         self.pump.happened(StopRequested())
         deadline = time.monotonic() + drain
-        while time.monotonic() < deadline and self._in_flight():  # noqa: ASYNC110 - counts change in many places
+        while time.monotonic() < deadline and self._in_flight() and not (hurry and hurry.is_set()):
             await asyncio.sleep(0.05)
         self.liveness.stop()
         self.garden.close()
@@ -344,11 +345,11 @@ async def run_master(settings: Settings, announce: Callable[[Master], None]) -> 
     master = Master(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    hurry = False
+    hurry = asyncio.Event()
 
     def on_signal() -> None:
-        nonlocal hurry
-        hurry = stop.is_set()
+        if stop.is_set():
+            hurry.set()
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -357,7 +358,7 @@ async def run_master(settings: Settings, announce: Callable[[Master], None]) -> 
     announce(master)
     master.garden.collect_when_idle()
     await stop.wait()
-    await master.stop(0.0 if hurry else settings.master.drain)
+    await master.stop(settings.master.drain, hurry)
     return 0
 
 

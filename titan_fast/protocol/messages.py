@@ -405,7 +405,7 @@ class Stated(Message, frozen=True, omit_defaults=True):
     """Workers that are neither lost nor gone."""
     runs: Count
     tasks: dict[str, Size]
-    """Tasks of all runs by state."""
+    """Tasks by state, of the runs in memory: unfinished ones and the newest finished ones."""
     commits: Size
     facts: Size
     facts_per_commit: float

@@ -34,11 +34,11 @@ def reason_of(state: State, run: Run, index: int, lot: Lot | None = None) -> str
         return "capability" if options.requires and not can_serve(state, options) else "capacity"
     if value is S.PINNED:
         return "affinity"
-    if value in (S.ASSIGNED, S.RUNNING):
+    if value is S.ASSIGNED:
         lot = lot or lot_of(run, index)
-        if lot is None or value is S.RUNNING:
-            return ""
-        return f"queued:{state.workers[lot.worker].name}"
+        return f"queued:{state.workers[lot.worker].name}" if lot is not None else ""
+    if value is S.RUNNING:
+        return ""
     if value is S.CANCELLING:
         return "cancelling"
     return run.reason_of(index) or ("exit:0" if value is S.COMPLETED else "")

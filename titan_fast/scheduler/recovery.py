@@ -17,14 +17,13 @@ from titan_fast.scheduler.graph import admit
 from titan_fast.scheduler.lifecycle import FINAL, TaskState, move
 from titan_fast.scheduler.reactions import tasks
 from titan_fast.scheduler.sabotage import BACKOFF_FORGOTTEN, CANCEL_FORGOTTEN, CRASHES_FORGOTTEN, HOLD_SKIPPED
-from titan_fast.scheduler.state import CANCELLED, UNWANTED, UPSTREAM, Entry, Lot, Outbox, Run, State, Worker
+from titan_fast.scheduler.state import CANCELLED, Entry, Lot, Outbox, Run, State, Worker
 
 S = TaskState
 
 UNCOUNTED = frozenset({"recalled", "killed", "absent", "replaced"})
 """Reasons of attempts that ended without any fault of their task."""
 _FINAL_BY_NAME = {state.name: state for state in FINAL}
-_SETTLED_BIT = {"upstream_failed": UPSTREAM, "when": UNWANTED}
 
 
 # ---------------------------------------------------------------- a run from its record
@@ -190,16 +189,7 @@ class _Replay:
         for value in TaskState:
             run.counts[value] = run.state.count(value)
         for spec in range(len(run.names)):
-            first, count = run.first[spec], run.count[spec]
-            bits = left_open = 0
-            for value, start, length in run.stretches(first, count):
-                if value not in FINAL:
-                    left_open += length
-                elif value in (S.SKIPPED, S.CANCELLED):
-                    bits |= CANCELLED if value is S.CANCELLED else _SETTLED_BIT.get(run.reason_of(start), UNWANTED)
-                else:
-                    bits |= tasks.OUTCOME_BIT[value]
-            run.open[spec], run.outcome[spec] = left_open, bits
+            tasks.count_members(run, spec)
         for spec in range(len(run.names)):
             parents = run.parents_of(spec)
             run.unmet[spec] = sum(1 for parent in parents if run.open[parent])

@@ -10,7 +10,9 @@ _names = itertools.count()
 
 
 class FailingDisk(apsw.VFS):
-    """The system's own files, until its ``at``-th change (write, truncation or sync, from 1) fails.
+    """The system's own files, until the ``at``-th change (write, truncation or sync, from 1) fails.
+
+    Nothing is really synced: no test cuts the power, and it takes its time.
 
     Args:
         error: what SQLite is told: ``apsw.FullError`` or ``apsw.IOError``.
@@ -60,4 +62,3 @@ class FailingFile(apsw.VFSFile):
         if self.disk.change():
             # There is no such thing as a sync for which there is no room.
             raise apsw.IOError("the sync fails")
-        super().xSync(flags)

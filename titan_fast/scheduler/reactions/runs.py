@@ -188,11 +188,8 @@ def reopen(state: State, run: Run, stretches: list[tuple[int, int]], floor: int)
                 delay = run.options_of(spec).delay
                 run.returning[index] = (state.wall + delay, delay)
             touched[spec] = None
-            run.open[spec] += 1
     for spec in touched:
-        run.outcome[spec] = 0
-        for task_state, _, _ in run.stretches(run.first[spec], run.count[spec]):
-            run.outcome[spec] |= tasks.OUTCOME_BIT.get(task_state, 0)
+        tasks.count_members(run, spec)
     # A child that still waits, for another parent or because its run is held, had counted this one off already.
     waiting = {child for spec in touched for child in run.children_of(spec) if run.held or run.unmet[child]}
     for spec in waiting.union(touched):

@@ -490,6 +490,22 @@ def ask_again(state: State, run: Run, spec: int) -> None:
         state.to_decide |= keys & state.questions.keys()
 
 
+def count_members(run: Run, spec: int) -> None:
+    """A spec's open members and its outcome, from their states."""
+    first, count = run.first[spec], run.count[spec]
+    run.open[spec] = run.outcome[spec] = 0
+    for value, start, length in run.stretches(first, count):
+        if value is S.SKIPPED:
+            # Within one generation all have one reason.
+            of = range(start, start + length) if run.generation else (start,)
+            for index in of:
+                run.outcome[spec] |= UPSTREAM if run.reason_of(index) == "upstream_failed" else UNWANTED
+        elif value in OUTCOME_BIT:
+            run.outcome[spec] |= OUTCOME_BIT[value]
+        else:
+            run.open[spec] += length
+
+
 def note(run: Run, first: int, count: int, reason: str) -> None:
     """Why these tasks ended without an attempt: one entry for a stretch, however long."""
     run.stretch_reasons.append((first, count, reason))
