@@ -7,6 +7,7 @@ Processes are started by the main thread alone: they ask to be told when the thr
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import socket
 import threading
@@ -166,7 +167,7 @@ class Chaos(Cluster):
         agent = self._agent(name)
         with self._fault("agent killed", name):
             agent.kill()
-            until(lambda: self._agent(name).pid != agent.pid, f"the keeper of {name} starts an agent")
+            self._agent(name, started_after=now())
 
     def kill_worker(self) -> None:
         """The whole machine at once: keeper, agent, tasks. Another one takes its place."""
@@ -266,14 +267,15 @@ class Chaos(Cluster):
             )
         return name
 
-    def _agent(self, name: str) -> psutil.Process:
-        """The keeper has other children too: what a killed agent ran."""
+    def _agent(self, name: str, started_after: float = 0.0) -> psutil.Process:
+        """The keeper has other children too: what a killed agent ran, and for a moment what it was about to run, which
+        is called as itself until it becomes something else. Those are older than the next agent."""
         keeper = psutil.Process(self.workers[name].pid)
 
         def find() -> psutil.Process | None:
             for child in keeper.children():
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    if child.cmdline()[2:5] == ["-m", "titan_fast", "agent"]:
+                with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
+                    if child.cmdline()[2:5] == ["-m", "titan_fast", "agent"] and _started(child) > started_after:
                         return child
             return None
 
@@ -309,6 +311,12 @@ class Chaos(Cluster):
             yield
         finally:
             self._proxies[name].go_on()
+
+
+def _started(process: psutil.Process) -> float:
+    """Seconds since the machine started, in whole hundredths."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 class Proxy:

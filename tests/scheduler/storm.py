@@ -1,12 +1,13 @@
 """A storm over the scheduler: random graphs and random events from a seed, then quiet weather in which all must end.
 
-Every invariant is checked after every event and every turn (by the harness). A failure is repeated with its seed.
+Masters die in it with what they had not committed, workers come back late, anew or never, with all they hold. Every
+invariant is checked after every event and every turn (by the harness). A failure is repeated with its seed.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from titan_fast.errors import NothingToDo
 from titan_fast.ids import Ending
@@ -14,17 +15,23 @@ from titan_fast.model.spec import Affinity, Retry, TaskSpec
 from titan_fast.scheduler import events as ev
 from titan_fast.scheduler import invariants
 from titan_fast.scheduler.state import Tuning
-from titan_fast.testing.harness import Held, SchedulerHarness, task
+from titan_fast.testing.harness import Ended, Held, SchedulerHarness, task
 
 CAPABILITIES = ((), (), ("GPU",), ("GPU", "HIGH_MEM"), ("DISK",))
 ENDINGS = (Ending.EXIT, Ending.EXIT, Ending.EXIT, Ending.SIGNAL, Ending.TIMEOUT, Ending.NOT_STARTED)
+REPLAY_EVERY = 60
 DURATIONS = (0.0001, 0.001, 0.005, 0.05, 3.0)
 
 
 class Storm:
-    def __init__(self, seed: int, runs: int = 6, rng: random.Random | None = None) -> None:
+    def __init__(
+        self, seed: int, runs: int = 6, rng: random.Random | None = None, sabotage: Iterable[str] = ()
+    ) -> None:
         self.rng = rng or random.Random(seed)
-        self.h = SchedulerHarness(Tuning(crash_limit=self.rng.choice((2, 3, 5))), seed=seed)
+        self.h = SchedulerHarness(
+            Tuning(crash_limit=self.rng.choice((2, 3, 5)), sabotage=frozenset(sabotage)), seed=seed
+        )
+        self.h.commits_itself = self.rng.random() < 0.5
         self.runs_left = runs
         self.old_frames: list[ev.AttemptsFinished] = []
         self.counts: dict[str, int] = {}
@@ -48,6 +55,10 @@ class Storm:
             (12, self.advance),
             (3, self.repeat_results),
             (4, self.progress_unseen),
+            (25, self.commit),
+            (2, self.restart),
+            (2, self.reincarnate),
+            (2, self.stray),
         ]
 
     # ------------------------------------------------------------ the storm
@@ -55,17 +66,25 @@ class Storm:
     def rage(self, steps: int) -> None:
         self.attach_new()
         weights = [weight for weight, _ in self.acts]
-        for _ in range(steps):
+        for step in range(steps):
             act = self.rng.choices(self.acts, weights)[0][1]
             self.counts[act.__name__] = self.counts.get(act.__name__, 0) + 1
             act()
+            if step % REPLAY_EVERY == 0:
+                self.h.check_replay()
 
     def calm(self) -> None:
         """No faults any more and a worker for everything: every run must end, and nothing may be left over."""
         h = self.h
+        h.commits_itself = True
+        h.commit()
+        h.check_replay()
         for name in list(h.workers):
             if self.state_of(name) not in ("LOST", "LEFT"):
-                h.attach(name)
+                if self.rng.random() < 0.7:
+                    h.attach(name)
+                else:
+                    h.vanish(name)
         h.worker("all", slots=4, capabilities=("GPU", "HIGH_MEM", "DISK"))
         living = [name for name in h.workers if self.state_of(name) not in ("LOST", "LEFT")]
         for _ in range(20_000):
@@ -80,8 +99,9 @@ class Storm:
             deadline = h.scheduler.next_deadline()
             if deadline is not None and not any(h.workers[name].held for name in living):
                 h.advance(max(0.0, deadline - h.clock.now))
-        h.advance(1.0)
+        h.advance(h.tuning.recovery_grace)
         invariants.check_rest(h.scheduler.state)
+        h.check_replay()
 
     def state_of(self, name: str) -> str:
         worker = self.h.scheduler.state.workers.get(name)
@@ -90,6 +110,10 @@ class Storm:
     def any_worker(self, *states: str) -> str | None:
         names = [name for name in self.h.workers if not states or self.state_of(name) in states]
         return self.rng.choice(names) if names else None
+
+    def is_up(self, name: str) -> bool:
+        worker = self.h.workers[name]
+        return worker.connected and not worker.attaching
 
     def some(self, held: list[Held]) -> list[Held]:
         return self.rng.sample(held, self.rng.randint(1, len(held))) if held else []
@@ -181,7 +205,7 @@ class Storm:
 
     def start(self) -> None:
         name = self.any_worker("READY", "SUSPECT", "DRAINING")
-        if name is not None and self.h.workers[name].connected:
+        if name is not None and self.is_up(name):
             self.h.start(name)
 
     def finish(self) -> None:
@@ -193,14 +217,15 @@ class Storm:
     def end(self, ending: Ending, code: int) -> None:
         """Some attempts end; now and then the notice that they started is overtaken, or its worker is LOST by now."""
         name = self.any_worker()
-        if name is None or not self.h.workers[name].connected:
+        if name is None or not self.is_up(name):
             return
         worker = self.h.workers[name]
         early = self.rng.random() < 0.1
         ended = self.some([held for held in worker.held.values() if held.started or early])
         if ended:
             self.h.end(name, ended, ending, code, self.rng.choice(DURATIONS), b"r" if not code else b"")
-            self.old_frames.append(self.frame_of(name, ended, ending, code))
+            told = [held for held in ended if held.fence not in worker.undecided]
+            self.old_frames.append(self.frame_of(name, told, ending, code))
 
     def frame_of(self, name: str, ended: list[Held], ending: Ending, code: int) -> ev.AttemptsFinished:
         n = len(ended)
@@ -229,11 +254,11 @@ class Storm:
             held.started = True
         for held in self.some([held for held in worker.held.values() if held.started]):
             del worker.held[held.fence]
-            worker.unsent.append((held, Ending.EXIT, self.rng.choice((0, 0, 1))))
+            worker.unsent.append(Ended(held, code=self.rng.choice((0, 0, 1)), result=b"r"))
 
     def obey(self) -> None:
         name = self.any_worker()
-        if name is not None and self.h.workers[name].connected:
+        if name is not None and self.is_up(name):
             self.h.obey(name)
 
     def cut(self) -> None:
@@ -248,14 +273,14 @@ class Storm:
 
     def recover(self) -> None:
         name = self.any_worker("SUSPECT")
-        if name is not None and self.h.workers[name].connected:
+        if name is not None and self.is_up(name):
             self.h.do(ev.WorkerRecovered(name))
 
     def lose(self) -> None:
         """The master gives a worker up that lives and holds everything still."""
         name = self.any_worker("SUSPECT")
         if name is not None:
-            self.h.do(ev.WorkerLost(name))
+            self.h.lose(name)
 
     def vanish(self) -> None:
         name = self.any_worker("READY", "SUSPECT", "DRAINING")
@@ -264,7 +289,7 @@ class Storm:
 
     def drain(self) -> None:
         name = self.any_worker("READY", "SUSPECT")
-        if name is None or not self.h.workers[name].connected:
+        if name is None or not self.is_up(name):
             return
         self.h.do(ev.WorkerDraining(name))
         waiting = [held for held in self.h.workers[name].held.values() if not held.started]
@@ -273,6 +298,38 @@ class Storm:
 
     def leave(self) -> None:
         name = self.any_worker("DRAINING")
-        if name is not None and self.h.workers[name].connected:
+        if name is not None and self.is_up(name):
             self.h.workers[name].held.clear()
             self.h.do(ev.WorkerLeft(name))
+
+    def reincarnate(self) -> None:
+        """An agent dies; the next one adopted some of what ran."""
+        name = self.any_worker("READY", "SUSPECT", "DRAINING")
+        if name is None:
+            return
+        worker = self.h.workers[name]
+        for held in [held for held in worker.held.values() if held.started and self.rng.random() < 0.3]:
+            del worker.held[held.fence]
+        self.h.reincarnate(name)
+
+    def stray(self) -> None:
+        """A worker holds something of another cluster that counted as far as this one."""
+        name = self.any_worker("SUSPECT")
+        run = self.rng.choice(list(self.h.scheduler.state.runs.values()) or [None])
+        if name is None or run is None or self.h.workers[name].connected:
+            return
+        index = self.rng.randrange(len(run.state))
+        fence = self.h.scheduler.state.last_fence() + 1_000_000 + len(self.h.facts)
+        self.h.workers[name].held[fence] = Held(
+            run.id, index, run.generation.get(index, 0), 1, fence, run.label(index), True, is_ours=False
+        )
+
+    # ------------------------------------------------------------ the master
+
+    def commit(self) -> None:
+        self.h.commit(self.rng.choice((1, 3, None)))
+
+    def restart(self) -> None:
+        """What was not committed is forgotten; the next master waits for the workers, or loses patience at once."""
+        self.h.restart(grace=self.rng.choice((0.0, 0.5, 10.0)))
+        self.old_frames.clear()

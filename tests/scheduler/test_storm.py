@@ -71,7 +71,6 @@ def test_the_storm_does_everything_it_can() -> None:
 def test_the_storm_finds_a_fault_that_is_built_in(fault: str) -> None:
     with pytest.raises(AssertionError):
         for seed in range(50):
-            storm = Storm(seed)
-            storm.h = SchedulerHarness(Tuning(sabotage=frozenset({fault})), seed=seed)
+            storm = Storm(seed, sabotage=[fault])
             storm.rage(STEPS)
             storm.calm()

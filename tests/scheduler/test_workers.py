@@ -10,7 +10,7 @@ from titan_fast.scheduler import events as ev
 from titan_fast.scheduler import facts
 from titan_fast.scheduler.lifecycle import TaskState
 from titan_fast.scheduler.state import Tuning
-from titan_fast.testing.harness import SchedulerHarness, array, task
+from titan_fast.testing.harness import Ended, SchedulerHarness, array, task
 
 
 def check_lost_worker(tuning: Tuning | None = None) -> None:
@@ -183,7 +183,7 @@ def test_results_from_the_time_it_was_cut_off_are_taken_after_the_attach() -> No
     (held,) = harness.start("w")
     harness.cut("w")
     del harness.workers["w"].held[held.fence]
-    harness.workers["w"].unsent.append((held, Ending.EXIT, 0))
+    harness.workers["w"].unsent.append(Ended(held))
     harness.attach("w")
     assert harness.state(run, "a") == "COMPLETED"
     harness.run_to_end()

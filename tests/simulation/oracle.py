@@ -231,6 +231,7 @@ class Oracle:
                 for first, count in item.stretches:
                     for task in book.tasks[first : first + count]:
                         task.cancelled_at = 0
+                        task.attempts.clear()  # it runs again, and that is what was asked for
 
     def on_commit(self, facts: Sequence[fact.Fact]) -> None:
         """These facts are durable now."""

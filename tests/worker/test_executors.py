@@ -831,7 +831,8 @@ class Kept:
     def __init__(self):
         self.parent = os.getpid()
         self.taken_count = 0
-        self._starts = {child.pid: tree.find(child.pid).start for child in psutil.Process().children()}
+        found = {child.pid: tree.find(child.pid) for child in psutil.Process().children()}
+        self._starts = {pid: process.start for pid, process in found.items() if process is not None}
         self._timer = None
 
     def backlog(self):
@@ -877,7 +878,9 @@ class Inheritance:
                 assert time.monotonic() < deadline
                 select.select([], [], [], 0.002)
             agent.kill()
-        past = Journal(JournalFile(journal), "boot").past
+        reading = Journal(JournalFile(journal), "boot")
+        reading.close()
+        past = reading.past
         change(past)
         by_fence = {attempt.fence: attempt for attempt in attempts}
         self.left = [
@@ -1089,19 +1092,21 @@ def test_a_number_that_is_somebody_elses_now_is_not_adopted_nor_touched(adopting
     try:
         inherited = Inheritance(stage, [stage.attempt(1, "true")], until=lambda pids: not psutil.pid_exists(pids[1]))
         left = msgspec.structs.replace(inherited.left[0], pid=stranger.pid, exit=None)
-        # Started before the attempt was, or long after its process was seen.
-        early = msgspec.structs.replace(left.began, boot=left.spawned - 0.2)
-        late = msgspec.structs.replace(left.began, boot=1.0)
-        inherited.exits.parent = os.getppid()
-        inherited.exits._starts.pop(stranger.pid)
+        # Whoever has the number was there before the attempt was, or came long after its process had been seen.
+        later = msgspec.structs.replace(left, began=at_boot(left, left.spawned + 1000), spawned=left.spawned + 1001)
+        earlier = msgspec.structs.replace(left, began=at_boot(left, 1.0), spawned=2.0)
 
         async def scene():
-            for began, spawned in ((early, left.spawned), (late, 2.0)):
-                inherited.left = [msgspec.structs.replace(left, began=began, spawned=spawned)]
-                executor = SpawnExecutor(stage, exits=Kept.__new__(Nobody))
-                assert executor.adopt(inherited.left) == [1]
+            for each in (later, earlier):
+                executor = SpawnExecutor(stage)
+                assert executor.adopt([each]) == [1]
                 await executor.close(0)
             assert stranger.poll() is None
+            same = msgspec.structs.replace(left, began=at_boot(left, 1.0), spawned=left.spawned)
+            executor = SpawnExecutor(stage)
+            assert executor.adopt([same]) == [1]
+            await executor.close(0)
+            assert stranger.wait(DEADLINE) == -signal.SIGKILL, "or the numbers above were wrong"
 
         stage.play(scene)
     finally:
@@ -1109,19 +1114,8 @@ def test_a_number_that_is_somebody_elses_now_is_not_adopted_nor_touched(adopting
         stranger.wait()
 
 
-class Nobody(Kept):
-    """A keeper that has no children."""
-
-    parent = -1
-
-    def backlog(self):
-        return []
-
-    def listen(self, told):
-        pass
-
-    def close(self):
-        pass
+def at_boot(left, seconds):
+    return msgspec.structs.replace(left.began, boot=seconds)
 
 
 @pytest.mark.kill

@@ -87,6 +87,8 @@ class Master:
         self.budget = Budget(settings.limits.unfinished)
         self.sessions: set[Session] = set()
         self.worker_sessions: dict[str, Session] = {}
+        self._full_at = -1
+        """What was durable when the disk was full last."""
         self._strangers: Counter[str] = Counter()
         self._server: asyncio.Server | None = None
         self._lock: IO[str] | None = None
@@ -196,7 +198,9 @@ class Master:
         self.space.check(sum(batch.size for batch in self.pump.committer.pending), upload)
 
     def _disk_is_full(self, error: DiskFull) -> None:
-        log.error("%s", error)
+        if self._full_at != self.pump.durable:  # it is tried again four times a second
+            self._full_at = self.pump.durable
+            log.error("%s: what was accepted waits, and is written when there is room", error)
         self.space.release()
 
     def _lock_state(self) -> None:
@@ -240,7 +244,7 @@ class Master:
         log.info("stopping")
         self.pump.happened(StopRequested())
         deadline = time.monotonic() + drain
-        while time.monotonic() < deadline and self._in_flight() and not (hurry and hurry.is_set()):
+        while time.monotonic() < deadline and self._in_flight() and not (hurry and hurry.is_set()):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         self.liveness.stop()
         self.garden.close()

@@ -1,0 +1,284 @@
+"""The release rule with a master in this process and a store whose commits wait until they are let through."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+
+import pytest
+
+from titan_fast.config import load
+from titan_fast.errors import StoreFailed
+from titan_fast.master.committer import ThreadCommitter
+from titan_fast.master.server import Master
+from titan_fast.master.store.memory import MemoryStore
+from titan_fast.model.spec import GraphSpec, TaskSpec, Work
+from titan_fast.protocol import messages as msg
+from titan_fast.protocol.connection import Connection, send, send_hot
+from titan_fast.protocol.opcodes import Op, Role
+from titan_fast.protocol.opening import Opening
+
+GRAPH = GraphSpec("g", (TaskSpec("t", Work(argv=("true",))),))
+
+
+class GatedStore(MemoryStore):
+    """Commits go through while the gate is open."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failure = None
+
+    def commit(self, epoch, facts):
+        self.gate.wait(30)
+        if self.failure is not None:
+            raise self.failure
+        super().commit(epoch, facts)
+
+
+class Peer:
+    """A connection of the given role, frame by frame."""
+
+    def __init__(self, reader, writer, connection):
+        self._reader, self._writer, self._connection = reader, writer, connection
+        self._received = []
+        self._request = 10
+
+    @classmethod
+    async def connect(cls, master, role):
+        reader, writer = await asyncio.open_connection("127.0.0.1", master.port)
+        connection = Connection(Role.MASTER)
+        opening = Opening(connection, role, master.tokens[role])
+        writer.write(opening.hello())
+        while opening.welcome is None:
+            for incoming in connection.receive(await reader.read(65536)):
+                writer.write(opening.take(incoming))
+        return cls(reader, writer, connection)
+
+    def say(self, message, attachments=()):
+        self._request += 1
+        self._writer.write(send(message, attachments, self._request))
+        return self._request
+
+    def say_hot(self, op, sequence, columns, tail=b""):
+        self._writer.write(send_hot(op, sequence, columns, tail))
+
+    async def next(self, seconds=10.0):
+        while not self._received:
+            data = await asyncio.wait_for(self._reader.read(65536), seconds)
+            if not data:
+                raise ConnectionError("hung up")
+            self._received.extend(self._connection.receive(data))
+        return self._received.pop(0)
+
+    async def hears_nothing(self):
+        """Not for a moment that is long for this machine and short for a test."""
+        with pytest.raises(TimeoutError):
+            await self.next(0.15)
+
+    async def attach(self, slots=1):
+        self.say(msg.Attach(worker="a" * 32, name="w", nonce="n1", connection=1, slots=slots))
+
+
+@asynccontextmanager
+async def a_master(tmp_path, store):
+    failures = []
+    settings = load({"master": {"port": 0, "state_dir": str(tmp_path / "state")}}, {"TITAN_HOME": str(tmp_path)})
+    master = Master(settings, store, committer=ThreadCommitter, on_failure=failures.append)
+    master.failures = failures
+    await master.start()
+    try:
+        yield master
+    finally:
+        store.gate.set()
+        await master.stop(0.0)
+
+
+def with_master(tmp_path, scenario, monkeypatch):
+    monkeypatch.setenv("TITAN_HOME", str(tmp_path))
+
+    async def main():
+        store = GatedStore()
+        async with a_master(tmp_path, store) as master:
+            await scenario(master, store)
+
+    asyncio.run(main())
+
+
+def test_a_submit_is_answered_when_it_is_durable_and_not_before(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        client = await Peer.connect(master, "client")
+        store.gate.clear()
+        client.say(msg.Submit(graph=GRAPH))
+        await client.hears_nothing()
+        store.gate.set()
+        assert (await client.next()).message.run == 1
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_a_process_starts_when_its_submit_is_durable_and_the_next_ones_do_not_wait(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        worker = await Peer.connect(master, "worker")
+        await worker.attach()
+        assert isinstance((await worker.next()).message, msg.VerdictMessage)
+        client = await Peer.connect(master, "client")
+        store.gate.clear()
+        two = GraphSpec("g", (TaskSpec("a", Work(argv=("true",))), TaskSpec("b", Work(argv=("true",)), needs=("a",))))
+        client.say(msg.Submit(graph=two))
+        await worker.hears_nothing()
+        store.gate.set()
+        assert (await worker.next()).op is Op.SPEC
+        first = await worker.next()
+        assert first.op is Op.ASSIGN
+        store.gate.clear()
+        run, fence = first.columns[0][0], first.columns[6][0]
+        worker.say_hot(Op.RESULT, 1, ([run], [0], [0], [0], [0], [fence], [0], [1], [1], [0], [0]))
+        assert (await worker.next()).op is Op.SPEC
+        assert (await worker.next()).op is Op.ASSIGN, "work does not wait for the disk"
+        await worker.hears_nothing()
+        store.gate.set()
+        assert (await worker.next()).op is Op.ACK, "the acknowledgement does"
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_a_verdict_waits_for_the_registration_and_assignments_wait_for_the_verdict(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        client = await Peer.connect(master, "client")
+        client.say(msg.Submit(graph=GRAPH))
+        await client.next()
+        store.gate.clear()
+        worker = await Peer.connect(master, "worker")
+        await worker.attach()
+        await worker.hears_nothing()
+        store.gate.set()
+        assert [(await worker.next()).op for _ in range(3)] == [Op.VERDICT, Op.SPEC, Op.ASSIGN]
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_a_kill_waits_for_the_cancel_it_rests_on(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        worker = await Peer.connect(master, "worker")
+        await worker.attach()
+        client = await Peer.connect(master, "client")
+        client.say(msg.Submit(graph=GRAPH))
+        await client.next()
+        assert [(await worker.next()).op for _ in range(3)] == [Op.VERDICT, Op.SPEC, Op.ASSIGN]
+        store.gate.clear()
+        client.say(msg.Cancel(1))
+        await worker.hears_nothing()
+        await client.hears_nothing()
+        store.gate.set()
+        assert (await worker.next()).op is Op.KILL
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_refusals_and_heartbeats_do_not_wait(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        worker = await Peer.connect(master, "worker")
+        await worker.attach()
+        await worker.next()
+        client = await Peer.connect(master, "client")
+        store.gate.clear()
+        client.say(msg.Submit(graph=GRAPH))
+        client.say(msg.Cancel(77))
+        assert (await client.next()).message.code == "no_such_run"
+        worker.say_hot(Op.HEARTBEAT, 5, ([0], [0], [0.0], [0]))
+        while (await worker.next()).op is not Op.HEARTBEAT:
+            pass
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_while_the_store_is_stuck_questions_are_answered_and_say_so(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        client = await Peer.connect(master, "client")
+        store.gate.clear()
+        client.say(msg.Submit(graph=GRAPH))
+        answers = []
+        while not answers or answers[-1].durable:
+            client.say(msg.List("runs"))
+            try:
+                answers.append((await client.next(1.1)).message)
+            except TimeoutError:
+                continue
+        assert [row.id for row in answers[-1].runs] == [1]
+        store.gate.set()
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_nothing_new_is_assigned_while_the_disk_does_not_keep_up(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        worker = await Peer.connect(master, "worker")
+        await worker.attach(slots=2)
+        client = await Peer.connect(master, "client")
+        for number in (1, 2):
+            client.say(msg.Submit(graph=GraphSpec("g", (TaskSpec("t", Work(argv=("true",))),))))
+            assert (await client.next()).message.run == number
+        assert [(await worker.next()).op for _ in range(5)].count(Op.ASSIGN) == 2
+        store.gate.clear()
+        client.say(msg.Cancel(2))
+        while not master.pump.is_stuck:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        client.say(msg.Submit(graph=GRAPH))
+        worker.say_hot(Op.RESULT, 1, ([1], [0], [0], [0], [0], [(1 << 40) + 1], [0], [1], [1], [0], [0]))
+        await worker.hears_nothing()
+        store.gate.set()
+        seen = []
+        while Op.ASSIGN not in seen:
+            seen.append((await worker.next()).op)
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_after_a_failed_commit_nobody_is_told_anything(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        client = await Peer.connect(master, "client")
+        store.failure = StoreFailed("the disk is gone")
+        client.say(msg.Submit(graph=GRAPH))
+        await client.hears_nothing()
+        assert [str(error) for error in master.failures] == ["the disk is gone"]
+        store.failure = None
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_a_repeated_request_is_answered_as_it_was_and_carried_out_once(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        client = await Peer.connect(master, "client")
+        once = msg.Once("client-1", 7)
+        client.say(msg.Submit(graph=GRAPH, once=once))
+        assert (await client.next()).message.run == 1
+        again = await Peer.connect(master, "client")
+        again.say(msg.Submit(graph=GRAPH, once=msg.Once("client-1", 7, repeat=True)))
+        assert (await again.next()).message.run == 1
+        store.gate.clear()
+        client.say(msg.Submit(graph=GRAPH, once=msg.Once("client-1", 8)))
+        await client.hears_nothing()
+        again.say(msg.Submit(graph=GRAPH, once=msg.Once("client-1", 8, repeat=True)))
+        await again.hears_nothing()
+        store.gate.set()
+        assert (await again.next()).message.run == 2, "on its way to the disk counts, too"
+        client.say(msg.List("runs"))
+        await client.next()
+        assert len((await client.next()).message.runs) == 2
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_a_refused_request_does_not_use_up_its_key(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        client = await Peer.connect(master, "client")
+        bad = GraphSpec("g", (TaskSpec("t", Work(argv=("true",)), needs=("nobody",)),))
+        client.say(msg.Submit(graph=bad, once=msg.Once("client-1", 7)))
+        assert (await client.next()).message.code == "invalid_graph"
+        client.say(msg.Submit(graph=GRAPH, once=msg.Once("client-1", 7, repeat=True)))
+        assert (await client.next()).message.run == 1
+
+    with_master(tmp_path, scenario, monkeypatch)
