@@ -1,4 +1,4 @@
-"""A state directory whose disk is full: nothing new is promised, nothing accepted is lost, and room heals everything."""
+"""The disk of the state is full: nothing new is promised, nothing accepted is lost, and room heals everything."""
 
 from __future__ import annotations
 

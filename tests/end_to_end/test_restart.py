@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import psutil
 import pytest
 
 from titan_fast.sdk.graph import Graph
@@ -144,3 +145,21 @@ def test_a_worker_that_never_comes_back_is_not_waited_for_for_ever(tmp_path):
             cluster.start_worker("w2", "--slots", "1")
             run.wait(60)
     assert lines(marks) == ["w1", "w2"]
+
+
+def test_up_starts_again_what_was_killed(cli, tmp_path):
+    up = cli.start("up", "--port", "0", "--slots", "1")
+    try:
+        address = up.stdout.readline().split(" at ")[1].split()[0]
+        cli.environ["TITAN_ADDR"] = address
+        run = cli.json("submit", "--", "sleep", "1")["run"]
+        for child in psutil.Process(up.pid).children():
+            if "master" in child.cmdline():
+                child.kill()
+        assert cli.json("wait", run)["state"] == "COMPLETED"
+        assert cli.json("stats")["epoch"] == 2
+    finally:
+        up.terminate()
+        _, err = up.communicate(timeout=60)
+    assert "the master was ended by signal 9; started again" in err
+    assert up.returncode == 0

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 import click
 
 from titan_fast import config
-from titan_fast.errors import InvalidUsage, TitanError
+from titan_fast.errors import TitanError
 from titan_fast.loop import run as run_loop
 
 PR_SET_PDEATHSIG = 1
@@ -237,9 +237,9 @@ def up(
         click.echo("  try: titan-fast submit --wait -- echo hello      stop: Ctrl-C")
         sys.stdout.flush()
         while not stopping:
-            ended = cluster.ended()
-            if ended:
-                raise InvalidUsage(f"{ended} ended by itself", hint="what it said stands above")
+            gone = cluster.revive()
+            if gone:
+                click.echo(f"{gone}; started again, what it held goes on", err=True)
             # A signal ends the sleep early (PEP 475 sleeps on only when the handler returns normally, so poll).
             time.sleep(0.2)
         click.echo("stopping: nothing new is placed, what runs may finish (Ctrl-C again to end it)", err=True)

@@ -16,9 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from titan_fast.errors import NoMaster, TitanError, from_wire
+from titan_fast.errors import InvalidUsage, NoMaster, TitanError, from_wire
 
 START_TIMEOUT = 30.0
+ON_PURPOSE = (0, 2, 3, 5, 70)
+"""Exit codes with which a process ends because it means to; anything else was an accident."""
+ACCIDENTS = 5
+"""How many in a minute are mended; more have a reason that starting again does not remove."""
 PROGRAM = (sys.executable, "-P", "-m", "titan_fast")
 
 
@@ -45,6 +49,8 @@ class LocalCluster:
         self.master: subprocess.Popen[bytes] | None = None
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
         self._options = list(options)
+        self._worker_options: dict[str, tuple[str, ...]] = {}
+        self._accidents: list[float] = []
         self._quiet = quiet
 
     def __enter__(self) -> LocalCluster:
@@ -78,6 +84,7 @@ class LocalCluster:
 
     def start_worker(self, name: str, *options: str) -> subprocess.Popen[bytes]:
         """Start a worker; it is there when it is there (`wait_for_workers`)."""
+        self._worker_options[name] = options
         worker = self.workers[name] = self._start(["worker", "--master", self.address, "--name", name, *options])
         return worker
 
@@ -116,14 +123,30 @@ class LocalCluster:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
 
-    def ended(self) -> str:
-        """The name of a process that ended by itself; empty when all are there."""
+    def revive(self) -> str:
+        """Start again what was killed, on the state, the port and the work directory it had. Returns what it was, for
+        people; empty when all are there.
+
+        Raises:
+            InvalidUsage: it ended because it meant to, or keeps dying.
+        """
+        gone = ""
         if self.master is not None and self.master.poll() is not None:
-            return f"the master (exit code {self.master.returncode})"
-        for name, worker in self.workers.items():
+            gone = self._accident("the master", self.master.returncode)
+            self.start_master(int(self.address.rpartition(":")[2]))
+        for name, worker in list(self.workers.items()):
             if worker.poll() is not None:
-                return f"worker {name} (exit code {worker.returncode})"
-        return ""
+                gone = self._accident(f"worker {name}", worker.returncode)
+                self.start_worker(name, *self._worker_options[name])
+        return gone
+
+    def _accident(self, name: str, code: int) -> str:
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        now = time.monotonic()
+        self._accidents = [at for at in self._accidents if at > now - 60.0] + [now]
+        if code in ON_PURPOSE or len(self._accidents) > ACCIDENTS:
+            raise InvalidUsage(f"{name} {how}", hint="what it said stands above")
+        return f"{name} {how}"
 
 
 def _read_ready(fd: int, process: subprocess.Popen[bytes]) -> str:

@@ -41,6 +41,11 @@ class Cluster(LocalCluster):
         host, _, port = self.address.rpartition(":")
         return Client(self.address, token_file=str(token_path(host, int(port), "client", self.environ)))
 
+    def ended(self) -> str:
+        """Names of what is not running any more."""
+        processes = {"master": self.master, **self.workers}
+        return ", ".join(name for name, process in processes.items() if process and process.poll() is not None)
+
     def kill_master(self) -> None:
         """As a power cut of the process: nothing is said, nothing is tidied up."""
         assert self.master is not None
