@@ -9,6 +9,7 @@ from titan_fast._version import __version__
 
 if TYPE_CHECKING:
     from titan_fast.errors import RunFailed, TitanError
+    from titan_fast.sdk import inside
     from titan_fast.sdk.client import Client
     from titan_fast.sdk.graph import Graph, Task
     from titan_fast.sdk.handles import RunHandle, TaskHandle
@@ -21,16 +22,18 @@ _HOMES = {
     "TaskHandle": "titan_fast.sdk.handles",
     "RunFailed": "titan_fast.errors",
     "TitanError": "titan_fast.errors",
+    "inside": "titan_fast.sdk.inside",
 }
 
-__all__ = ["Client", "Graph", "RunFailed", "RunHandle", "Task", "TaskHandle", "TitanError", "__version__"]
+__all__ = ["Client", "Graph", "RunFailed", "RunHandle", "Task", "TaskHandle", "TitanError", "__version__", "inside"]
 
 
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'titan_fast' has no attribute {name!r}")
-    return getattr(importlib.import_module(home), name)
+    module = importlib.import_module(home)
+    return module if home.endswith(f".{name}") else getattr(module, name)
 
 
 def __dir__() -> list[str]:

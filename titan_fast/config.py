@@ -8,6 +8,7 @@ Names derive from here: the option ``--slots``, the variable ``TITAN_WORKER_SLOT
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from titan_fast.errors import InvalidUsage, NoToken
+from titan_fast.ids import make_fence
 
 DEFAULT_PORT = 9090
 
@@ -209,6 +211,37 @@ def parse_addresses(text: str) -> list[tuple[str, int]]:
             )
         addresses.append((host.strip("[]"), int(port)))
     return addresses
+
+
+class Door(msgspec.Struct, frozen=True):
+    """How code inside a task reaches the master: through its worker's agent, for its own attempt."""
+
+    path: str
+    """A unix socket."""
+    fence: int
+    """The attempt."""
+    token: str
+    """What proves that one is part of it."""
+
+
+def find_door(environ: Mapping[str, str] | None = None) -> Door | None:
+    """The door of the task this process is part of. None outside of tasks, and where the environment names a master.
+
+    Raises:
+        InvalidUsage: the variables are not those a task was given.
+    """
+    environ = os.environ if environ is None else environ
+    path = environ.get("TITAN_AGENT", "")
+    if not path or environ.get("TITAN_ADDR") or environ.get("TITAN_CLIENT_MASTER"):
+        return None
+    fence = re.fullmatch("([0-9]{1,8})[.]([0-9]{1,13})", environ.get("TITAN_FENCE", ""))
+    token = environ.get("TITAN_AGENT_TOKEN", "")
+    if fence is None or not token:
+        raise InvalidUsage(
+            "TITAN_AGENT is set, but TITAN_FENCE and TITAN_AGENT_TOKEN are not what a task is given",
+            hint="leave all three as they are inside of a task, and unset TITAN_AGENT elsewhere",
+        )
+    return Door(path, make_fence(int(fence[1]), int(fence[2])), token)
 
 
 def token_path(host: str, port: int, role: str, environ: Mapping[str, str] | None = None) -> Path:

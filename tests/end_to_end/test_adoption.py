@@ -10,7 +10,7 @@ import pytest
 
 from titan_fast import Graph
 from titan_fast.errors import RunFailed
-from titan_fast.testing.cluster import until
+from titan_fast.testing.cluster import Cluster, until
 
 pytestmark = pytest.mark.kill
 
@@ -144,3 +144,30 @@ def test_a_worker_that_is_stopped_and_started_anew_leaves_no_process(cluster, tm
         assert not is_running(int(lines(pids)[0])), "two copies ran side by side"
         run.wait(30)
         assert run.state == "COMPLETED"
+
+
+def test_a_worker_that_stood_still_as_a_whole_goes_on_and_its_late_result_counts_for_nothing(tmp_path):
+    environ = {"TITAN_SCHEDULER_LOST_AFTER": "1.0", "TITAN_SCHEDULER_SUSPECT_AFTER": "0.5"}
+    ran = tmp_path / "ran"
+    with Cluster(tmp_path / "home", environ=environ) as cluster:
+        frozen = cluster.start_worker("frozen", "--slots", "1")
+        cluster.wait_for_workers(1)
+        graph = Graph("frost")
+        graph.task("t", run=f"echo x >> {ran}; n=$(wc -l < {ran}); sleep 1; echo ran $n; echo $n > $TITAN_RESULT")
+        with cluster.client() as client:
+            run = client.submit(graph)
+            until(ran.exists, "it runs")
+            whole = [psutil.Process(frozen.pid), *psutil.Process(frozen.pid).children(recursive=True)]
+            for process in whole:
+                process.suspend()
+            until(lambda: client.workers()[0].state == "LOST", "the master gave it up")
+            cluster.start_worker("other", "--slots", "1")
+            run.wait(30)
+            for process in reversed(whole):
+                process.resume()
+            until(lambda: {row.state for row in client.workers()} == {"READY"}, "it is back")
+            (row,) = run.tasks()
+            assert (row.state, row.attempt, row.worker) == ("COMPLETED", 2, "other")
+            assert run["t"].logs() == "ran 2\n"
+            until(lambda: sum(row.running for row in client.workers()) == 0, "its slot is free")
+    assert len(lines(ran)) == 2

@@ -31,8 +31,9 @@ class Storm:
         self.h = SchedulerHarness(
             Tuning(crash_limit=self.rng.choice((2, 3, 5)), sabotage=frozenset(sabotage)), seed=seed
         )
-        self.h.commits_itself = self.rng.random() < 0.5
+        self.h.commits_itself = self.rng.random() < 0.4
         self.runs_left = runs
+        self.slow_for = 0
         self.old_frames: list[ev.AttemptsFinished] = []
         self.counts: dict[str, int] = {}
         self.acts: list[tuple[int, Callable[[], None]]] = [
@@ -55,11 +56,23 @@ class Storm:
             (12, self.advance),
             (3, self.repeat_results),
             (4, self.progress_unseen),
-            (25, self.commit),
+            (15, self.commit),
+            (2, self.disk_is_slow),
             (2, self.restart),
             (2, self.reincarnate),
             (2, self.stray),
         ]
+        if not self.h.commits_itself and self.rng.random() < 0.7:
+            # Mostly work that gets on, under masters that die with much they had not committed.
+            self.acts = [
+                (40, self.all_work),
+                (10, self.submit),
+                (6, self.attach_new),
+                (20, self.attach_again),
+                (6, self.restart),
+                (5, self.commit),
+                *((1, act) for _, act in self.acts),
+            ]
 
     # ------------------------------------------------------------ the storm
 
@@ -131,6 +144,8 @@ class Storm:
             tasks.append(self.a_task(f"t{number}", needs))
         self.rng.shuffle(tasks)
         self.h.submit(tasks)
+        if self.rng.random() < 0.8:
+            self.h.commit()
 
     def a_task(self, name: str, needs: list[str]) -> TaskSpec:
         rng = self.rng
@@ -210,6 +225,14 @@ class Storm:
 
     def finish(self) -> None:
         self.end(Ending.EXIT, 0)
+
+    def all_work(self) -> None:
+        """Everybody starts what fits and ends some of it well."""
+        for name in [name for name in self.h.workers if self.is_up(name)]:
+            self.h.start(name)
+            ended = self.some([held for held in self.h.workers[name].held.values() if held.started])
+            if ended and self.rng.random() < 0.7:
+                self.h.end(name, ended, duration=self.rng.choice(DURATIONS), result=b"r")
 
     def fail(self) -> None:
         self.end(self.rng.choice(ENDINGS), self.rng.choice((1, 7)))
@@ -327,9 +350,22 @@ class Storm:
     # ------------------------------------------------------------ the master
 
     def commit(self) -> None:
-        self.h.commit(self.rng.choice((1, 3, None)))
+        if self.slow_for:
+            self.slow_for -= 1
+        else:
+            self.h.commit(self.rng.choice((1, 3, None)))
+
+    def disk_is_slow(self) -> None:
+        self.slow_for = self.rng.randrange(20)
 
     def restart(self) -> None:
-        """What was not committed is forgotten; the next master waits for the workers, or loses patience at once."""
+        """What was not committed is forgotten; the next master waits for the workers, or loses patience at once. Most
+        come back soon, in any order, some with another agent."""
         self.h.restart(grace=self.rng.choice((0.0, 0.5, 10.0)))
         self.old_frames.clear()
+        names = list(self.h.workers)
+        for name in self.rng.sample(names, self.rng.randint(0, len(names))):
+            if self.rng.random() < 0.2:
+                self.h.reincarnate(name)
+            elif self.state_of(name) != "LEFT":
+                self.h.attach(name)

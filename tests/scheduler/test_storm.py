@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from storm import Storm
 
 from titan_fast.scheduler import sabotage
-from titan_fast.scheduler.state import Tuning
-from titan_fast.testing.harness import SchedulerHarness
 
 BATCHES = 8
 SEEDS = 20

@@ -9,6 +9,7 @@ import pytest
 
 from titan_fast.errors import InvalidGraph, Stopping
 from titan_fast.model.spec import MAX_MEMBERS, MAX_NAMED_TASKS, Affinity
+from titan_fast.ids import make_fence
 from titan_fast.scheduler import events as ev
 from titan_fast.scheduler import facts
 from titan_fast.scheduler import graph as admission
@@ -151,7 +152,8 @@ def test_an_accepted_graph_is_one_fact_with_its_floor() -> None:
     run = harness.submit([task("b")])
     accepted = [fact for fact in harness.facts if isinstance(fact, facts.RunAccepted)]
     assert [fact.run for fact in accepted] == [1, run]
-    assert accepted[1].floor == 2, "two fences were given out before"
+    assert accepted[0].floor == make_fence(1, 0)
+    assert accepted[1].floor == make_fence(1, 2), "two fences were given out before"
 
 
 def test_a_stopping_master_refuses_and_says_it_can_be_tried_again() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from titan_fast.errors import Stopping
-from titan_fast.ids import Ending
 from titan_fast.scheduler import events as ev
 from titan_fast.scheduler import facts
 from titan_fast.scheduler.lifecycle import TaskState
@@ -125,8 +124,9 @@ def test_an_attach_with_all_it_held_keeps_all() -> None:
     assert len([fact for fact in harness.facts if isinstance(fact, facts.WorkerRegistered)]) == 1
 
 
-def test_an_assignment_that_never_arrived_is_given_out_again_and_counts_nothing() -> None:
-    harness = SchedulerHarness()
+def check_absent(tuning: Tuning | None = None) -> None:
+    """An assignment that never arrived is given out again and counts nothing."""
+    harness = SchedulerHarness(tuning, check=False)
     harness.worker("w", 2)
     run = harness.submit([array("a", 2)])
     harness.workers["w"].held.popitem()
@@ -140,6 +140,10 @@ def test_an_assignment_that_never_arrived_is_given_out_again_and_counts_nothing(
     assert harness.run_state(run) == "COMPLETED"
 
 
+def test_an_assignment_that_never_arrived_is_given_out_again_and_counts_nothing() -> None:
+    check_absent()
+
+
 def test_a_new_incarnation_has_lost_what_the_old_one_held() -> None:
     harness = SchedulerHarness()
     harness.worker("w", 1)
@@ -148,8 +152,55 @@ def test_a_new_incarnation_has_lost_what_the_old_one_held() -> None:
     harness.worker("w", 1)
     assert harness.scheduler.state.runs[run].crashes == {0: 1}
     assert harness.workers["w"].to_start()[0].attempt == 2
-    gone = [fact for fact in harness.facts if isinstance(fact, facts.WorkerGone)]
-    assert [(fact.worker, fact.how) for fact in gone] == [("w", "lost")]
+    registered = [fact.nonce for fact in harness.facts if isinstance(fact, facts.WorkerRegistered)]
+    assert len(set(registered)) == 2
+    assert not [fact for fact in harness.facts if isinstance(fact, facts.WorkerGone)], "the worker itself is here"
+
+
+def test_a_new_incarnation_keeps_what_it_adopted() -> None:
+    """Its agent died; of two children that ran, the next agent found one."""
+    harness = SchedulerHarness()
+    harness.worker("w", 2)
+    run = harness.submit([task("stays"), task("goes")])
+    stays, goes = harness.start("w")
+    del harness.workers["w"].held[goes.fence]
+    verdict = harness.reincarnate("w")
+    assert verdict.keep == (stays.fence,)
+    assert harness.state(run, "stays") == "RUNNING"
+    assert harness.scheduler.state.runs[run].crashes == {1: 1}
+    harness.finish("w")
+    assert harness.run_state(run) == "COMPLETED"
+    assert 0 not in harness.scheduler.state.runs[run].attempts, "its first attempt was enough"
+
+
+def test_what_is_adopted_in_a_row_is_one_lot() -> None:
+    harness = SchedulerHarness()
+    harness.worker("w", 50)
+    run = harness.submit([array("a", 50)])
+    harness.start("w")
+    harness.restart()
+    harness.attach("w")
+    (lot,) = harness.scheduler.state.workers["w"].lots
+    assert lot.count == lot.open == 50
+    harness.finish("w")
+    assert harness.run_state(run) == "COMPLETED"
+
+
+def check_old_nonce(tuning: Tuning | None = None) -> None:
+    """What never reached the new incarnation of a worker was not lost by it."""
+    harness = SchedulerHarness(tuning, check=False)
+    harness.worker("w", 1)
+    harness.worker("w", 1)
+    run = harness.submit([task("a")])
+    harness.workers["w"].held.clear()
+    harness.cut("w")
+    harness.attach("w")
+    assert not harness.scheduler.state.runs[run].crashes
+    assert harness.held_names("w") == ["a"]
+
+
+def test_a_new_incarnation_is_known_by_its_own_nonce() -> None:
+    check_old_nonce()
 
 
 def test_a_worker_is_called_lost_once() -> None:

@@ -72,8 +72,9 @@ class _Watched(SimulatedCommitter):
 class Cluster:
     """One master and some hosts with an agent each."""
 
-    def __init__(self, world: World, store: SimulatedStore) -> None:
+    def __init__(self, world: World, store: SimulatedStore, sabotage: frozenset[str] = frozenset()) -> None:
         self.world = world
+        self.sabotage = sabotage
         self.store = store
         self.network = Network(world, self.machine_of)
         self.hosts: dict[str, Host] = {}
@@ -86,6 +87,7 @@ class Cluster:
         self.masters = 0
         self.on_fact_made: Callable[[Sequence[Fact]], None] = lambda facts: None
         self.on_master: Callable[[], None] = lambda: None
+        self.on_master_death: Callable[[], None] = lambda: None
         self._places: dict[str, str] = {}
 
     def machine_of(self, program: Program) -> str:
@@ -115,6 +117,7 @@ class Cluster:
         program, self.master_program, self.master = self.master_program, None, None
         if program is not None:
             self.world.note(program, "is killed")
+            self.on_master_death()
             program.kill()
             self.network.hang_up(program)
             self.world.after(away, self._master_returns)
@@ -135,6 +138,7 @@ class Cluster:
             wall=program.wall,
             seed=self.world.entropy.getrandbits(64),
             on_failure=lambda _: self.kill_master(1.0),
+            sabotage=self.sabotage,
         )
         program.main(self.master.start())
 

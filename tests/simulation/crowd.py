@@ -236,15 +236,22 @@ class Client:
                 await self.cancel(run)
             else:
                 await self.cancel(run, *self.a_task(shape))
-        if mood > 0.9:
-            await asyncio.sleep(self.rng.random() * 40)
-            await self.show(run)
+        nosy = asyncio.create_task(self._look_often(run)) if mood > 0.6 else None
         update = await self.wait(run)
+        if nosy is not None:
+            nosy.cancel()
         if update.state != "COMPLETED" and self.rng.random() < 0.5:
             await asyncio.sleep(self.rng.random() * 5)
             await self.retry(run)
             await self.wait(run)
         await self.show(run)
+
+    async def _look_often(self, run: int) -> None:
+        while True:
+            await asyncio.sleep(self.rng.random() * 8)
+            answer = await self.ask(lambda _: msg.Show(run, limit=30))
+            assert isinstance(answer, msg.Shown)
+            self.notes.shown(answer)
 
     def a_task(self, shape: Shape) -> tuple[str, int]:
         task = self.rng.choice(shape.graph.tasks)

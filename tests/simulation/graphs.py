@@ -11,6 +11,8 @@ from titan_fast.model.spec import Affinity, GraphSpec, Retry, TaskSpec, Work
 from titan_fast.testing.simulation.machines import Plan
 from titan_fast.worker.executors.base import Attempt
 
+GRACES = (1.0, 3.0)
+"""Seconds between TERM and KILL. Nobody else uses these: an end with one of them was asked for by the master."""
 CAPABILITIES = ((), (), (), (), ("GPU",), ("GPU", "BIG"))
 
 
@@ -50,7 +52,7 @@ def _task(rng: random.Random, name: str, *needs: str, count: int = 0, **fields: 
     elif rng.random() < 0.1:
         options["affinity"] = Affinity("key", rng.choice("ab"), wait=1.0)
     timeout = rng.choice((0.0, 0.0, 0.0, 5.0))
-    work = Work(argv=("work", str(mean), str(bad)), timeout=timeout, grace=rng.choice((0.5, 3.0)))
+    work = Work(argv=("work", str(mean), str(bad)), timeout=timeout, grace=rng.choice(GRACES))
     return TaskSpec(name, work, needs, count=max(1, count), array=count > 0, **(options | fields))  # type: ignore[arg-type]
 
 

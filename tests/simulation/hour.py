@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from unittest import mock
 
@@ -13,7 +14,7 @@ import msgspec
 from cluster import ADDRESS, TOKEN, Cluster, Room
 from crowd import Client
 from oracle import Broken, Oracle
-from sabotage import SABOTAGE
+from sabotage import BUILT_IN, PATCHES
 from weather import Climate, Weather, climate_of
 
 from titan_fast.config import WorkerSettings
@@ -61,23 +62,22 @@ class ClusterHour:
         self.rng = self.world.chance("hour")
         self.oracle = Oracle(self.world, crash_limit=5)
         self.store = SimulatedStore(self.world, self.oracle.on_commit)
-        self.cluster = Cluster(self.world, self.store)
+        built_in = frozenset({sabotage} & BUILT_IN)
+        self.cluster = Cluster(self.world, self.store, built_in)
         self.oracle.newest_known_fence = self.cluster.newest_fence  # type: ignore[method-assign]
+        self.weather = Weather(self.cluster, self.world.chance("weather"), climate, self.oracle.had_trouble)
         self.cluster.on_fact_made = self.oracle.on_fact_made
         self.cluster.on_master = self.oracle.a_master_starts
-        self.weather = Weather(self.cluster, self.world.chance("weather"), climate, self.oracle.had_trouble)
+        self.cluster.on_master_death = self.weather.master_died
         self.clients: list[Client] = []
-        self.sabotage = SABOTAGE[sabotage] if sabotage else None
+        self._sabotage = contextlib.nullcontext if built_in or not sabotage else PATCHES[sabotage]
 
     def run(self) -> Hour:
         """Raises SimulationFailed, or whatever a program raised."""
         was_collecting = gc.isenabled()
         gc.disable()
         try:
-            with mock.patch.object(server, "Space", Room):
-                if self.sabotage is not None:
-                    with self.sabotage():
-                        return self._run()
+            with mock.patch.object(server, "Space", Room), self._sabotage():
                 return self._run()
         except BaseException as error:
             error.add_note(f"seed {self.seed}, {self.weather.climate.name} weather; the end of the trace:")

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from graphs import GRACES
+
 from titan_fast.ids import Ending, format_fence
 from titan_fast.model.spec import GraphSpec
 from titan_fast.protocol import messages as msg
@@ -22,6 +24,8 @@ NOT_ITS_OWN = frozenset({"recalled", "killed", "absent", "replaced", "worker_los
 """Reasons for which an attempt ended without any fault of its task."""
 
 
+CANCEL_TIME = 60.0
+"""Seconds after which whatever was cancelled is being ended."""
 AFTERMATH = 5.0
 """Seconds after some trouble with a worker in which it may still do what others were given meanwhile."""
 
@@ -35,6 +39,7 @@ class Task:
 
     __slots__ = (
         "attempts",
+        "cancel_kept",
         "cancelled_at",
         "crashes",
         "ended",
@@ -59,6 +64,8 @@ class Task:
         """A process of it has ended by itself, well or badly."""
         self.good = False
         """A process of it has succeeded."""
+        self.cancel_kept = False
+        """That somebody asked for its end is on the disk."""
         self.cancelled_at = 0
         """The newest fence there was when a client was told that it is cancelled; 0: it is not."""
         self.attempts: list[Process] = []
@@ -118,6 +125,8 @@ class Oracle:
         self.acknowledged: dict[tuple[str, int], int] = {}
         self.by_key: dict[tuple[str, int], int] = {}
         self.epochs: dict[str, int] = defaultdict(int)
+        self.registered: set[tuple[str, str]] = set()
+        """(worker, nonce) of agents whose registration is durable."""
         self.trouble: dict[str, float] = {}
         """Host -> when something last went wrong with it that may cost it its work."""
         self.starts = 0
@@ -150,6 +159,8 @@ class Oracle:
         book = self.books.get(int(number))
         self.must(book is not None, name, "starts though its submit is not durable")
         assert book is not None
+        agent = (process.host, process.agent)
+        self.must(agent in self.registered, name, "starts though its agent's registration is not durable")
         index = book.index(label)
         task = book.tasks[index]
         self._its_time_has_come(name, book, book.spec_of[index])
@@ -198,6 +209,19 @@ class Oracle:
         if good and not task.good:
             task.good = True
             book.without_success[spec] -= 1
+
+    def asked_to_end(self, process: Process, why: Ending, grace: float) -> None:
+        """The ledger's: an agent begins to end a process. What the master asks for has its reason on the disk."""
+        self.world.note("ends", process.task, format_fence(process.fence), why.name.lower(), grace)
+        if why is not Ending.KILLED or grace not in GRACES:
+            return  # its own timeout, the end of its agent, or the verdict on an inventory
+        number, _, label = process.task.partition("/")
+        book = self.books[int(number)]
+        task = book.tasks[book.index(label)]
+        self.must(
+            task.cancel_kept or task.floor >= process.fence or task.state in FINAL,
+            f"{process.task} ({format_fence(process.fence)} at {process.host}) is ended and nothing durable says why",
+        )
 
     def had_trouble(self, host: str, until: float | None = None) -> None:
         """Something happens to a host, up to now or up to a time to come."""
@@ -257,6 +281,11 @@ class Oracle:
                 book = self.books[item.run]
                 for index in range(item.first, item.first + item.count):
                     self._settle(item.run, book, index, item.state, 0)
+            case fact.CancelAsked():
+                for task in self.books[item.run].tasks[item.first : item.first + item.count]:
+                    task.cancel_kept = True
+            case fact.WorkerRegistered():
+                self.registered.add((item.name, item.nonce))
             case fact.TasksReopened():
                 self._reopened(item)
             case fact.RunEnded():
@@ -298,12 +327,15 @@ class Oracle:
     def _really_ended(self, name: str, process: Process | None, reason: str) -> None:
         self.must(process is not None and not process.is_running, name, "never ended, and counts as", reason)
         assert process is not None
-        ending = f"{process.ending.name.lower()}:{process.code}" if process.asked is None else process.asked.name.lower()
+        ending = process.asked.name.lower() if process.asked else f"{process.ending.name.lower()}:{process.code}"
         self.must(ending == reason, name, "ended with", ending, "and counts as", reason)
 
     def _settle(self, run: int, book: Book, index: int, state: str, fence: int) -> None:
         task, spec = book.tasks[index], book.spec_of[index]
         self.must(task.state not in FINAL, f"{run}/{book.label(index)} was {task.state} and becomes {state}")
+        self.must(
+            not task.cancelled_at or state == "CANCELLED", f"{run}/{book.label(index)} becomes {state} after its cancel"
+        )
         task.state, task.fence = state, fence
         book.open[spec] -= 1
 
@@ -320,6 +352,7 @@ class Oracle:
                 )
                 task.state, task.generation, task.floor = "PENDING", task.generation + 1, max(task.floor, item.floor)
                 task.failures = task.crashes = task.cancelled_at = 0
+                task.cancel_kept = False
                 book.open[book.spec_of[index]] += 1
 
     def _run_ended(self, item: fact.RunEnded) -> None:
@@ -361,8 +394,20 @@ class Oracle:
             count = book.graph.tasks[book.rows[task]].count
             indexes = range(first, first + count) if member < 0 else (first + member,)
         for index in indexes:
-            if book.tasks[index].state not in FINAL:
-                book.tasks[index].cancelled_at = self.newest_known_fence()
+            task = book.tasks[index]
+            if task.state in FINAL:
+                continue
+            task.cancelled_at = self.newest_known_fence()
+            for process in task.attempts:
+                if process.is_running:
+                    self.world.after(CANCEL_TIME, self._is_being_ended, process, self.world.now)
+
+    def _is_being_ended(self, process: Process, since: float) -> None:
+        is_left_alone = process.is_running and process.asked is None
+        self.must(
+            not is_left_alone or self.trouble.get(process.host, 0.0) + AFTERMATH > since,
+            f"{process.task} ({format_fence(process.fence)} at {process.host}) runs on after its cancel",
+        )
 
     def newest_known_fence(self) -> int:
         """The newest fence there can be now: replaced by the cluster, which can look at the counter itself."""

@@ -12,6 +12,12 @@ from cluster import MASTER, Cluster
 from titan_fast.testing.simulation.network import Wire
 
 
+FINDS_OUT = 13.0
+"""Seconds after which an agent has noticed that it talks to nobody, and is back."""
+BEARABLE = 15.0
+"""Seconds without a word that nobody is given up for."""
+
+
 class Climate(msgspec.Struct, frozen=True):
     """Which faults there are, and how often each, as weights by the name of the method of `Weather`."""
 
@@ -62,6 +68,8 @@ class Weather:
         self.is_clear = False
         self._on_trouble = on_trouble
         self._off: set[str] = set()
+        self._master_died = -BEARABLE
+        self._strain: dict[str, list[tuple[float, float]]] = {}
 
     def brew(self, faults: int, first: float, last: float) -> None:
         """So many faults between two times of the world, seconds."""
@@ -81,6 +89,15 @@ class Weather:
         """What a worker holds may be given to others from now on."""
         self._on_trouble(host, self.world.now + seconds)
 
+    def _strained(self, host: str, seconds: float) -> None:
+        """For so many seconds the two may not hear each other. Once that is no reason to lose anything; when it
+        comes together with more of the kind, or with a restart of the master, the worker may be given up."""
+        now = self.world.now
+        recent = [(when, lost) for when, lost in self._strain.get(host, ()) if now - when < 60.0]
+        self._strain[host] = [*recent, (now, seconds)]
+        if sum(lost for _, lost in self._strain[host]) > BEARABLE or now - self._master_died < BEARABLE:
+            self._trouble(host, seconds + 45.0)
+
     def a_while(self, mean: float) -> float:
         return mean * self.rng.expovariate(1.0)
 
@@ -92,13 +109,21 @@ class Weather:
         if program is not None and not program.is_dead and program.fuse is None:
             program.fuse = (self.rng.randrange(40), lambda: self.cluster.kill_master(self.a_while(1.5)))
 
+    def master_died(self) -> None:
+        """Who was hard of hearing at that time may come too late."""
+        self._master_died = self.world.now
+        for host, strains in self._strain.items():
+            if any(self.world.now < when + lost + FINDS_OUT for when, lost in strains):
+                self._trouble(host, 45.0)
+
     def freeze_master(self) -> None:
         program = self.cluster.master_program
         if program is not None and not program.is_dead:
             program.freeze()
-            self.world.after(self.a_while(4.0), program.thaw)
+            seconds = self.a_while(4.0)
+            self.world.after(seconds, program.thaw)
             for host in self.cluster.hosts:
-                self._trouble(host, 60.0)  # it may think that its workers are gone
+                self._strained(host, seconds + FINDS_OUT)
 
     # ------------------------------------------------------------ workers
 
@@ -158,7 +183,7 @@ class Weather:
         name = MASTER if self.rng.random() < 0.2 else self.a_host()
         seconds = self.a_while(8.0)
         for host in self.cluster.hosts if name == MASTER else (name,):
-            self._trouble(host, seconds + 30.0)
+            self._strained(host, seconds + FINDS_OUT)
         self.cluster.network.isolate(name)
         self.world.after(seconds, self.cluster.network.rejoin, name)
 
@@ -173,14 +198,14 @@ class Weather:
     def half_cut(self) -> None:
         """Only one side notices; the other finds out by silence."""
         if (wire := self.a_wire()) is not None:
-            self._trouble(wire.near.machine, 40.0)
+            self._strained(wire.near.machine, FINDS_OUT)
             wire.half_cut(self.rng.choice((wire.near, wire.far)))
 
     def silence(self) -> None:
         """Nothing arrives for a while, or never again."""
         if (wire := self.a_wire()) is not None:
             seconds = self.a_while(8.0)
-            self._trouble(wire.near.machine, seconds + 30.0)
+            self._strained(wire.near.machine, FINDS_OUT)
             wire.silence()
             if self.rng.random() < 0.7:
                 self.world.after(seconds, wire.heal)

@@ -384,6 +384,19 @@ def test_a_result_that_is_not_there_is_a_sentence(stage):
     stage.play(scene)
 
 
+def test_any_number_of_attempts_that_cannot_start_end_one_after_the_other(make_stage):
+    stage = make_stage(slots=2)
+
+    async def scene(master):
+        session = await master.attached()
+        session.keep_all()
+        session.assign(A, count=3000, work=Work(file="missing.py"))
+        await master.until(lambda: len(session.results()) == 3000)
+        assert {each[1] for each in session.results()} == {Ending.NOT_STARTED}
+
+    stage.play(scene)
+
+
 # ---------------------------------------------------------------- stopping
 
 

@@ -298,6 +298,24 @@ def test_ships_around_what_was_cut(disk, path):
     assert read_output(path, 0, 1 << 20).total == len(data)
 
 
+def test_what_an_earlier_agent_cut_is_shipped_with_the_right_offsets(disk, path):
+    data = noise(10 * LIMIT)
+
+    async def scene(shipper):
+        append(path, data[: 5 * LIMIT])
+        bound(path, LIMIT)
+        append(path, data[5 * LIMIT : 5 * LIMIT + 100])
+        shipper.add(1, path)
+        shipper.finish(1, 5 * LIMIT + 100)
+
+    sink = play(scene, limit=2 * LIMIT, head=LIMIT, tail=2 * LIMIT)
+    for offset, part in sink.text():
+        assert part == data[offset : offset + len(part)]
+    offset, part = sink.text()[-1]
+    assert offset + len(part) == 5 * LIMIT + 100
+    assert sink.finals == {1: 5 * LIMIT + 100}
+
+
 def test_a_running_output_is_cut_while_nothing_can_be_shipped(disk, path):
     async def scene(shipper):
         shipper.pause()

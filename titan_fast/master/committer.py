@@ -21,6 +21,9 @@ from titan_fast.scheduler.facts import AttemptsEnded, Fact, KvChanged, RunAccept
 
 PATIENCE = 0.005
 """Seconds a fact nobody waits for may wait for company."""
+SWITCH_INTERVAL = 0.0002
+"""For `sys.setswitchinterval`, seconds: so long a busy loop keeps the interpreter from the store's thread, each of the
+two or three times that a commit needs it. Python's own 5 ms would be most of a commit."""
 TRY_AGAIN = 0.25
 """Seconds between two tries to write to a full disk."""
 

@@ -35,7 +35,10 @@ class History:
 
     def attempts(self, run: int, index: int) -> list[AttemptRow]:
         """The ended attempts of a task, oldest first."""
-        return self._store.attempts(run, index) + [row for _, row, _ in self._on_the_way(run, index, 1)]
+        rows = {row.fence: row for row in self._store.attempts(run, index)}
+        # A commit can be read a moment before the loop hears that it is durable.
+        rows.update((row.fence, row) for _, row, _ in self._on_the_way(run, index, 1))
+        return list(rows.values())
 
     def latest(self, run: int, first: int, count: int) -> dict[int, AttemptRow]:
         """The newest ended attempt of each task in a range that has one."""

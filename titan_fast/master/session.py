@@ -1,26 +1,27 @@
 """One peer: its transport, its connection's state machine, its place in the output commit, its back-pressure.
 
 A session proves the peer (HELLO, CHALLENGE, PROOF, WELCOME), then hands every message to the pump. It knows nothing
-of runs or tasks.
+of runs or tasks, but that one that speaks for an attempt ends with it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections import deque
 from typing import TYPE_CHECKING, cast
 
 from titan_fast._layout import MAX_BODY, OLD_VERSION
 from titan_fast._version import __version__
-from titan_fast.errors import BadProof, Refused, TitanError, UnexpectedMessage, WrongVersion
+from titan_fast.errors import BadProof, Refused, TitanError, WrongVersion
+from titan_fast.ids import format_fence
+from titan_fast.master import attempts
 from titan_fast.master.sabotage import ACKNOWLEDGE_BEFORE_COMMIT, VERDICT_BEFORE_COMMIT
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Connection, Incoming, old_version_error, send, send_error
-from titan_fast.protocol.handshake import NONCE_BYTES, is_nonce, is_proof, proof
 from titan_fast.protocol.messages import Message
 from titan_fast.protocol.opcodes import Role
+from titan_fast.protocol.opening import Reception
 
 if TYPE_CHECKING:
     from titan_fast.master.server import Master
@@ -32,7 +33,7 @@ log = logging.getLogger("titan_fast.session")
 
 
 class Session(asyncio.Protocol):
-    """A connection from a client or worker."""
+    """A connection from a client, a worker or a task."""
 
     def __init__(self, master: Master) -> None:
         self.master = master
@@ -42,6 +43,8 @@ class Session(asyncio.Protocol):
         self.worker = ""
         """Id of the worker that attached over this session."""
         self.nonce = ""
+        self.fence = 0
+        """The attempt that a session of role ``task`` speaks for."""
         self.connection_number = 0
         self.known_specs: set[tuple[int, int, int]] = set()
         """(run, spec, generation) of what was described to this worker."""
@@ -59,8 +62,9 @@ class Session(asyncio.Protocol):
         self._now: list[bytes] = []
         self._later: deque[tuple[int, bytes]] = deque()
         self._attached: list[bytes] = []
-        self._hello: msg.Hello | None = None
-        self._nonce = ""
+        self._reception = Reception(self._token_of)
+        self._holder = ""
+        """Id of the worker where that attempt is open."""
         self._timer: asyncio.TimerHandle | None = None
         self._choke_timer: asyncio.TimerHandle | None = None
 
@@ -87,6 +91,11 @@ class Session(asyncio.Protocol):
                 return
             if self.role is Role.STRANGER:
                 self._prove(incoming)
+            elif self.fence and not attempts.is_open(self.master.scheduler.state, self._holder, self.fence):
+                # It may be open again when its worker has attached anew; the task asks again, and hears what is true.
+                log.info("%s: the attempt is not open any more", self.describe())
+                self.abort()
+                return
             else:
                 self.master.pump.arrived(self, incoming)
         if self.connection.broken is not None and not self.closed:
@@ -119,49 +128,29 @@ class Session(asyncio.Protocol):
     # ------------------------------------------------------------ who it is
 
     def _prove(self, incoming: Incoming) -> None:
-        if incoming.error is not None:
-            self._refuse(incoming.error, incoming.request)
-        elif isinstance(incoming.message, msg.Hello) and self._hello is None:
-            self._challenge(incoming.message, incoming.request)
-        elif isinstance(incoming.message, msg.Proof) and self._hello is not None:
-            self._judge(incoming.message, incoming.request)
-        else:
-            self._refuse(UnexpectedMessage(f"{incoming.op.name} before the token is proved"), incoming.request)
+        try:
+            self._write(self._reception.take(incoming))
+            if self._reception.hello is not None and self._reception.is_proved:
+                self._enter(self._reception.hello, incoming.request)
+        except TitanError as error:
+            self._refuse(error, incoming.request)
 
-    def _challenge(self, hello: msg.Hello, request: int) -> None:
-        if not hello.oldest <= 2 <= hello.newest:
-            self._refuse(WrongVersion(hello.newest), request)
-        elif hello.token not in self.master.tokens or not is_nonce(hello.nonce):
-            self._refuse(BadProof(), request)
-        elif hello.cluster and hello.cluster != self.master.cluster:
-            self._refuse(
-                Refused("this master belongs to another cluster", hint="its state directory is not the one it was"),
-                request,
-            )
-        else:
-            self._hello = hello
-            self._nonce = secrets.token_hex(NONCE_BYTES)
-            token = self.master.tokens[hello.token]
-            self._write(
-                send(
-                    msg.Challenge(self._nonce, proof(token, "master", hello.nonce, self._nonce)),
-                    request=request,
-                    is_reply=True,
-                )
-            )
+    def _token_of(self, hello: msg.Hello) -> str:
+        if hello.cluster and hello.cluster != self.master.cluster:
+            raise Refused("this master belongs to another cluster", hint="its state directory is not the one it was")
+        if hello.fence and hello.token != Role.WORKER:
+            raise Refused("only a worker may speak for an attempt", hint="go through the worker's TITAN_AGENT")
+        return self.master.tokens.get(hello.token, "")
 
-    def _judge(self, given: msg.Proof, request: int) -> None:
-        hello = self._hello
-        assert hello is not None
-        if not is_proof(given.proof, self.master.tokens[hello.token], "peer", hello.nonce, self._nonce):
-            log.warning("%s does not know the %s token", self.address, hello.token)
-            self._refuse(BadProof(), request)
-            return
+    def _enter(self, hello: msg.Hello, request: int) -> None:
+        """The token is proved: the peer has its role."""
+        if hello.fence:
+            self._speak_for(hello.fence)
+        elif hello.epoch > self.master.epoch:
+            self.master.raise_epoch(hello.epoch)
         if self._timer is not None:
             self._timer.cancel()
-        if hello.epoch > self.master.epoch:
-            self.master.raise_epoch(hello.epoch)
-        self.role = Role(hello.token)
+        self.role = Role.TASK if self.fence else Role(hello.token)
         limits = self.master.settings.limits
         self.connection.open(self.role, max_message=limits.max_message, budget=self.master.budget)
         self.master.stranger_proved(self)
@@ -183,14 +172,26 @@ class Session(asyncio.Protocol):
             )
         )
 
+    def _speak_for(self, fence: int) -> None:
+        self._holder = attempts.holder_of(self.master.scheduler.state, fence)
+        if not self._holder:
+            raise Refused(
+                f"attempt {format_fence(fence)} is not open at this master",
+                hint="it has ended or was lost, or its worker has not told of it yet",
+            )
+        self.fence = fence
+
     def _never_proved(self) -> None:
         if self.role is Role.STRANGER:
             self._refuse(Refused("no HELLO and proof in time"))
 
     def _refuse(self, error: TitanError, request: int = 0) -> None:
         """Say why, in the peer's own version, and hang up."""
+        hello = self._reception.hello
+        if isinstance(error, BadProof) and hello is not None:
+            log.warning("%s does not know the %s token", self.address, hello.token)
         log.info("%s refused: %s", self.describe(), error)
-        if isinstance(error, WrongVersion) and error.version == OLD_VERSION and self._hello is None and not request:
+        if isinstance(error, WrongVersion) and error.version == OLD_VERSION and hello is None and not request:
             self._write(old_version_error(error))
         else:
             self._write(send_error(error, request))
@@ -256,7 +257,7 @@ class Session(asyncio.Protocol):
         return bool(later) and not self.closed
 
     def _write(self, data: bytes) -> None:
-        if self._transport is None or self.closed:
+        if self._transport is None or self.closed or not data:
             return
         self._transport.write(data)
         if self._transport.get_write_buffer_size() > self.master.settings.limits.undrained:

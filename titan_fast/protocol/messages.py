@@ -87,7 +87,7 @@ class Hello(Message, frozen=True, omit_defaults=True):
     nonce: str
     """32 random bytes, as 64 lower-case hex digits; new for every connection."""
     token: str
-    """Which token the peer holds: ``client`` or ``worker``; never the token itself."""
+    """Which token the peer holds: ``client`` or ``worker`` (at the door of an agent ``task``); never the token itself."""
     oldest: Count = 2
     """Oldest protocol version the peer speaks."""
     newest: Count = 2
@@ -98,6 +98,8 @@ class Hello(Message, frozen=True, omit_defaults=True):
     """Highest epoch this peer has seen."""
     software: str = ""
     """Version of the peer's software, for people."""
+    fence: FenceNumber = 0
+    """The attempt that this connection speaks for, and for nobody else: its role is ``task``."""
 
 
 class Challenge(Message, frozen=True, omit_defaults=True):
@@ -116,7 +118,7 @@ class Proof(Message, frozen=True, omit_defaults=True):
 
 class Welcome(Message, frozen=True, omit_defaults=True):
     role: str
-    """What the peer is from now on: ``client`` or ``worker``."""
+    """What the peer is from now on: ``client``, ``worker`` or ``task``."""
     cluster: str
     """Name of the cluster, for the next HELLO."""
     epoch: FenceNumber

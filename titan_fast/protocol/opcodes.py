@@ -16,6 +16,8 @@ class Role(StrEnum):
     """Nothing proved yet."""
     CLIENT = "client"
     WORKER = "worker"
+    TASK = "task"
+    """Code inside an attempt: its agent has proved the worker token for it."""
     MASTER = "master"
 
 
@@ -65,21 +67,21 @@ class Op(IntEnum):
     STATED = 0x1F, "master", "Answer to STATS."
 
     # blobs
-    BLOB_ASK = 0x20, "client worker", "Does the master hold the file with this address?"
+    BLOB_ASK = 0x20, "client worker task", "Does the master hold the file with this address?"
     BLOB_HELD = 0x21, "master", "Answer to BLOB_ASK and BLOB_PUT."
-    BLOB_PUT = 0x22, "client", "One piece of a file; the last one closes it and its address is checked."
-    BLOB_GET = 0x23, "worker client", "Read one piece of a file."
+    BLOB_PUT = 0x22, "client task", "One piece of a file; the last one closes it and its address is checked."
+    BLOB_GET = 0x23, "worker client task", "Read one piece of a file."
     BLOB_PIECE = 0x24, "master", "Answer to BLOB_GET."
 
     # data and care
-    KV_GET = 0x40, "client", "The value of one key."
+    KV_GET = 0x40, "client task", "The value of one key."
     KV_VALUE = 0x41, "master", "Answer to KV_GET."
-    KV_SET = 0x42, "client", "Give a key a value, if it is as expected; or take it away."
+    KV_SET = 0x42, "client task", "Give a key a value, if it is as expected; or take it away."
     KV_DONE = 0x43, "master", "Answer to KV_SET: it is durable."
-    KV_LIST = 0x44, "client", "One page of keys."
+    KV_LIST = 0x44, "client task", "One page of keys."
     KV_LISTED = 0x45, "master", "Answer to KV_LIST."
-    ARTIFACT_PUBLISH = 0x46, "client", "Give a file that the master holds a name."
-    ARTIFACT_LIST = 0x47, "client", "One page of artifacts, or one by its name."
+    ARTIFACT_PUBLISH = 0x46, "client task", "Give a file that the master holds a name."
+    ARTIFACT_LIST = 0x47, "client task", "One page of artifacts, or one by its name."
     ARTIFACT_LISTED = 0x48, "master", "Answer to ARTIFACT_LIST."
     DROP = 0x49, "client", "List these DEAD tasks as dead no more."
     PRUNE = 0x4A, "client", "Forget old runs now."

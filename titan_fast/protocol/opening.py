@@ -1,13 +1,17 @@
-"""The peer's side of a handshake, for clients and workers. No sockets.
+"""Both sides of a handshake. No sockets.
 
-bytes to send = opening.hello()
-for each incoming: bytes to send = opening.take(incoming)
-until opening.welcome is set
+Who dials (clients, workers, tasks):            Who is dialled (masters, and agents for their tasks):
+
+    bytes to send = opening.hello()                 for each incoming: bytes to send = reception.take(incoming)
+    for each incoming:                              until reception.is_proved, then WELCOME
+        bytes to send = opening.take(incoming)
+    until opening.welcome is set
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 
 from titan_fast._layout import VERSION
 from titan_fast._version import __version__
@@ -22,23 +26,36 @@ REQUEST = 1
 
 
 class Opening:
-    """Proves a token to a master, and has it prove it first."""
+    """Proves a token to a master, and has it prove it first.
 
-    def __init__(self, connection: Connection, role: str, token: str, cluster: str = "", epoch: int = 0) -> None:
+    Args:
+        role: of the token.
+        fence: speak for this attempt and for nobody else; the role is ``task`` then.
+    """
+
+    def __init__(
+        self, connection: Connection, role: str, token: str, cluster: str = "", epoch: int = 0, fence: int = 0
+    ) -> None:
         self.welcome: msg.Welcome | None = None
         self._connection = connection
         self._role = role
         self._token = token
         self._cluster = cluster
         self._epoch = epoch
+        self._fence = fence
         self._nonce = secrets.token_hex(NONCE_BYTES)
         self._master_proved = False
 
     def hello(self) -> bytes:
-        return send(
-            msg.Hello(self._nonce, self._role, cluster=self._cluster, epoch=self._epoch, software=__version__),
-            request=REQUEST,
+        hello = msg.Hello(
+            self._nonce,
+            self._role,
+            cluster=self._cluster,
+            epoch=self._epoch,
+            software=__version__,
+            fence=self._fence,
         )
+        return send(hello, request=REQUEST)
 
     def take(self, incoming: Incoming) -> bytes:
         """The next bytes to send, which may be none. One CHALLENGE, then one WELCOME; anything else ends it.
@@ -71,12 +88,57 @@ class Opening:
         return send(msg.Proof(proof(self._token, "peer", self._nonce, challenge.nonce)), request=REQUEST)
 
     def _enter(self, welcome: msg.Welcome) -> None:
-        if welcome.role != self._role:
-            raise UnexpectedMessage(f"WELCOME as a {welcome.role[:20]!r} for a {self._role}")
+        role = Role.TASK if self._fence else self._role
+        if welcome.role != role:
+            raise UnexpectedMessage(f"WELCOME as a {welcome.role[:20]!r} for a {role}")
         if self._cluster and welcome.cluster != self._cluster:
             raise Refused("this master belongs to another cluster", hint="its state directory is not the one it was")
         self._connection.open(Role.MASTER)
         self.welcome = welcome
+
+
+class Reception:
+    """Proves the token that a HELLO names, and then has the peer prove it.
+
+    Args:
+        token_of: the token that a HELLO names, empty when there is none; may raise TitanError to refuse it.
+    """
+
+    def __init__(self, token_of: Callable[[msg.Hello], str]) -> None:
+        self.hello: msg.Hello | None = None
+        """Once it is answered."""
+        self.is_proved = False
+        self._token_of = token_of
+        self._token = ""
+        self._nonce = secrets.token_hex(NONCE_BYTES)
+
+    def take(self, incoming: Incoming) -> bytes:
+        """The next bytes to send, which may be none. One HELLO, then one PROOF; anything else ends it.
+
+        Raises:
+            TitanError: the peer is not who it says, or says something else; it is to be told.
+        """
+        if incoming.error is not None:
+            raise incoming.error
+        message = incoming.message
+        if isinstance(message, msg.Hello) and self.hello is None:
+            return self._challenge(message, incoming.request)
+        if isinstance(message, msg.Proof) and self.hello is not None and not self.is_proved:
+            if not is_proof(message.proof, self._token, "peer", self.hello.nonce, self._nonce):
+                raise BadProof
+            self.is_proved = True
+            return b""
+        raise UnexpectedMessage(f"{incoming.op.name} before the token is proved")
+
+    def _challenge(self, hello: msg.Hello, request: int) -> bytes:
+        if not hello.oldest <= VERSION <= hello.newest:
+            raise WrongVersion(hello.newest)
+        self._token = self._token_of(hello) if is_nonce(hello.nonce) else ""
+        if not self._token:
+            raise BadProof
+        self.hello = hello
+        challenge = msg.Challenge(self._nonce, proof(self._token, "master", hello.nonce, self._nonce))
+        return send(challenge, request=request, is_reply=True)
 
 
 def error_from(error: msg.Error) -> TitanError:

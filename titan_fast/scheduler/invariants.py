@@ -9,7 +9,8 @@ state holds.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+
+import msgspec
 
 from titan_fast.ids import FENCE_SEQUENCE_BITS
 from titan_fast.scheduler import facts as fact
@@ -212,7 +213,7 @@ class _Ledger:
             self.best_fence[spec] = max(self.best_fence[spec], fence)
 
 
-class _Attempt(NamedTuple):
+class _Attempt(msgspec.Struct, frozen=True):
     run: int
     index: int
     generation: int
@@ -339,6 +340,7 @@ class Witness:
                 self.nonces.pop(item.worker, None)
             case _:
                 pass
+
     def _ended(self, item: fact.AttemptsEnded, row: int) -> None:
         index, fence, to, reason = item.index[row], item.fence[row], item.state[row], item.reason[row]
         expected = _Attempt(item.run, index, item.generation[row], item.attempt[row])

@@ -38,6 +38,9 @@ class Client:
     While the master is away calls wait for it and are then carried out, once: nothing is submitted twice, and nothing
     that was accepted is forgotten. Streams go on where they stopped. Threads may share a client.
 
+    Inside of a task a client that is given neither address nor token, and finds no TITAN_ADDR, goes through the task's
+    agent (TITAN_AGENT) and may use keys and artifacts.
+
     Args:
         master: ``host:port[,host:port]``; default: TITAN_ADDR, titan.toml, 127.0.0.1:9090.
         token: the client token; default: TITAN_TOKEN, titan.toml, the token file of this TITAN_HOME.
@@ -66,7 +69,8 @@ class Client:
             "connect_timeout": timeout,
             "reconnect_timeout": reconnect_timeout,
         }
-        self.line = Line(config.load({"client": options}).client, tell)
+        door = config.find_door() if (master, token, token_file) == (None, None, None) else None
+        self.line = Line(config.load({"client": options}).client, tell, door)
         self.kv = Keys(self)
         self.artifacts = Artifacts(self)
 

@@ -58,14 +58,18 @@ class Line:
     Args:
         settings: addresses, token, and how long to go on trying.
         tell: is given a sentence when the master is away, and when it is back.
+        door: the way to the master, in place of addresses and token.
     """
 
-    def __init__(self, settings: config.ClientSettings, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, settings: config.ClientSettings, tell: Callable[[str], None], door: config.Door | None = None
+    ) -> None:
         self.history = ""
         """Of the master that was connected last."""
         self._settings = settings
         self._addresses = config.parse_addresses(settings.master)
         self._tell = tell
+        self._door = door
         self._lock = threading.Lock()
         self._renew()
 
@@ -74,7 +78,8 @@ class Line:
         self._name = secrets.token_hex(16)
         self._counter = itertools.count(1)
         self._wire: Wire | None = None
-        self._was_open = False
+        # A task had a master that started it: if there is none now, it is away.
+        self._was_open = self._door is not None
         self._is_away = False
 
     def close(self) -> None:
@@ -88,7 +93,7 @@ class Line:
             if self._wire is not None and not self._wire.is_broken:
                 return self._wire
             try:
-                self._wire = Wire.connect(self._addresses, "client", self._find_token, timeout)
+                self._wire = self._connected(timeout)
             except NoMaster:
                 if self._was_open and not self._is_away:
                     self._is_away = True
@@ -100,6 +105,11 @@ class Line:
                 self._is_away = False
                 self._tell(BACK)
             return self._wire
+
+    def _connected(self, timeout: float) -> Wire:
+        if self._door is not None:
+            return Wire.through(self._door, timeout)
+        return Wire.connect(self._addresses, self._find_token, timeout)
 
     def _find_token(self) -> str:
         return config.find_token(self._settings, self._addresses, "client")

@@ -1,4 +1,5 @@
-"""One blocking connection to a master: requests in, answers out, from any number of threads.
+"""One blocking connection to a master, straight or through an agent: requests in, answers out, from any number of
+threads.
 
 Whichever thread waits for an answer reads for all of them; the others sleep until theirs is there. What happens when
 the connection breaks is `line`'s to decide.
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import closing
 
+from titan_fast.config import Door
 from titan_fast.errors import BadProof, ConnectionLost, NoMaster, Refused, TitanError, WaitTimedOut
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Connection, Incoming, send
@@ -25,11 +27,10 @@ from titan_fast.protocol.opening import REQUEST, Opening, error_from
 class Wire:
     """Open one with `connect`. Not inherited by forks: a child makes its own."""
 
-    def __init__(self, link: socket.socket, role: str) -> None:
+    def __init__(self, link: socket.socket) -> None:
         self.welcome: msg.Welcome
         self._socket = link
         self._connection = Connection(Role.MASTER)
-        self._role = role
         self._next = REQUEST + 1
         self._inboxes: dict[int, deque[Incoming]] = {}
         self._changed = threading.Condition()
@@ -38,9 +39,7 @@ class Wire:
         self._broken: TitanError | None = None
 
     @classmethod
-    def connect(
-        cls, addresses: list[tuple[str, int]], role: str, find_token: Callable[[], str], timeout: float
-    ) -> Wire:
+    def connect(cls, addresses: list[tuple[str, int]], find_token: Callable[[], str], timeout: float) -> Wire:
         """The first of the addresses that lets us in; each is tried once, for at most ``timeout`` seconds.
 
         The token is looked for when somebody listens: a master that is just starting writes its token file last.
@@ -58,9 +57,9 @@ class Wire:
                 reason = f"{host}:{port}: {error.strerror or error}"
                 continue
             _keep_alive(link)
-            wire = cls(link, role)
+            wire = cls(link)
             try:
-                wire._prove(find_token(), timeout)
+                wire._prove(Opening(wire._connection, Role.CLIENT, find_token()), timeout)
                 return wire
             except (ConnectionLost, OSError) as error:
                 reason = f"{host}:{port}: {error}"
@@ -76,8 +75,27 @@ class Wire:
             hint="start one with: titan-fast up, or name another with --master host:port",
         )
 
-    def _prove(self, token: str, timeout: float) -> None:
-        opening = Opening(self._connection, self._role, token)
+    @classmethod
+    def through(cls, door: Door, timeout: float) -> Wire:
+        """Inside of a task: by way of its agent.
+
+        Raises:
+            NoMaster: there is no agent, or it has no master. BadProof: the attempt is over. Refused: not now.
+        """
+        link = socket.socket(socket.AF_UNIX)
+        wire = cls(link)
+        try:
+            link.settimeout(timeout)
+            link.connect(door.path)
+            wire._prove(Opening(wire._connection, Role.TASK, door.token, fence=door.fence), timeout)
+        except (ConnectionLost, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise NoMaster(
+                f"no agent answers at {door.path} ({reason})", hint="is the worker of this task still running?"
+            ) from None
+        return wire
+
+    def _prove(self, opening: Opening, timeout: float) -> None:
         self._socket.settimeout(timeout)
         self._socket.sendall(opening.hello())
         while opening.welcome is None:

@@ -17,10 +17,12 @@ from types import TracebackType
 
 import msgspec
 
+from titan_fast.config import token_path
 from titan_fast.ids import Ending
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming, send_hot
 from titan_fast.protocol.opcodes import Op
+from titan_fast.sdk.local import LocalCluster
 from titan_fast.worker.link import Link
 
 RESULTS_PER_FRAME = 1000
@@ -157,6 +159,10 @@ class PaperWorker:
         if self.link.is_attached:
             self._report(self._taken(list(self._held)))
 
+    def forget(self) -> None:
+        """Everything it was given, as if it had never arrived."""
+        self._held.clear()
+
     def _report(self, stretches: Iterable[_Stretch], ending: Ending = Ending.EXIT) -> None:
         result = self._result if ending is Ending.EXIT else b""
         fit = min(RESULTS_PER_FRAME, RESULT_BYTES_PER_FRAME // max(1, len(result)))
@@ -204,8 +210,8 @@ def _column(frame: list[_Stretch], values: Callable[[_Stretch], Iterable[int]]) 
 class PaperWorkers:
     """A thread in which paper workers live.
 
-    with PaperWorkers("127.0.0.1:9090", find_token, [PaperWorker("p1"), PaperWorker("p2")]) as workers:
-        ...
+    with PaperWorkers.of(cluster, PaperWorker("p1"), PaperWorker("p2")) as workers:
+        until(lambda: workers.are_attached, "the paper workers are attached")
 
     Args:
         address: of the master, ``host:port``.
@@ -232,13 +238,28 @@ class PaperWorkers:
         self._do(lambda: [self._end(worker) for worker in self.workers])
         self._thread.join()
 
+    @classmethod
+    def of(cls, cluster: LocalCluster, *workers: PaperWorker) -> PaperWorkers:
+        """Workers for the master of a cluster on this machine, also when it starts again on its port."""
+        host, _, port = cluster.address.rpartition(":")
+        path = token_path(host, int(port), "worker", cluster.environ)
+        return cls(cluster.address, lambda: path.read_text("ascii").strip(), list(workers))
+
     @property
     def are_attached(self) -> bool:
         return all(worker.attached_at for worker in self.workers)
 
+    @property
+    def are_away(self) -> bool:
+        return not any(worker.attached_at for worker in self.workers)
+
     def let_go(self) -> None:
-        """They hold nothing any more."""
+        """They hold nothing back any more: it ends now."""
         self._do(lambda: [worker.let_go() for worker in self.workers])
+
+    def forget(self) -> None:
+        """They lose what they hold, as if it had never arrived."""
+        self._do(lambda: [worker.forget() for worker in self.workers])
 
     def vanish(self, worker: PaperWorker) -> None:
         """One is gone, without a goodbye."""

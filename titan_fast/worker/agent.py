@@ -98,7 +98,7 @@ class Agent:
         self._specs: dict[tuple[int, int], msg.Spec] = {}
         self._wrote: dict[int, _Wrote] = {}
         """Attempts whose output may still be on its way."""
-        self._preparing: dict[int, None] = {}
+        self._preparing: dict[int, asyncio.Task[None]] = {}
         """Attempts that have a slot and wait for the working copy of their run."""
         self._held: dict[int, None] = {}
         """Attempts whose results are kept back until the master has decided, ended or not."""
@@ -118,7 +118,8 @@ class Agent:
         """The disk has no room for an attempt's directory."""
         self._idle = asyncio.Event()
         self._acknowledged = asyncio.Event()
-        self._has_other_history = False
+        self._history = self._files.history
+        """Of the master that welcomed us last; the files may still be those of another."""
         self._go_on()
 
     # ------------------------------------------------------------ start and stop
@@ -213,8 +214,8 @@ class Agent:
             self._idle.set()
 
     async def _leave(self) -> None:
-        """Say what is left to say, wait a moment for its acknowledgement, say goodbye. Without the acknowledgement there
-        is no goodbye: the results are in the journal, and the next agent tells them."""
+        """Say what is left to say, wait a moment for its acknowledgement, say goodbye. Unacknowledged there is no
+        goodbye: the results are in the journal, and the next agent tells them."""
         self._flush()
         if self._link.is_attached and self._unacknowledged:
             self._acknowledged.clear()
@@ -238,10 +239,7 @@ class Agent:
             raise ConnectionLost("what another master of the same epoch assigned has to end first")
         self._journal.welcomed(welcome.epoch, welcome.nonce)
         # Which items are still wanted is the verdict's to say; it may know this history by another name.
-        self._has_other_history = self._files.history != welcome.history
         self._history = welcome.history
-
-    _history = ""
 
     def _disown(self, epoch: int) -> bool:
         """End and forget whatever was assigned in an epoch. Returns whether something has still to end."""
@@ -251,7 +249,7 @@ class Agent:
         strangers = [fence for fence in self._slots.running if fence >> FENCE_SEQUENCE_BITS == epoch]
         for fence in strangers:
             if fence in self._preparing:
-                del self._preparing[fence]
+                self._preparing.pop(fence).cancel()
                 self._slots.ended(fence)
             else:
                 self._disowned[fence] = None
@@ -284,7 +282,7 @@ class Agent:
         log.info("%s is attached", self._machine.name)
         self._held.clear()
         self._judged(verdict)
-        if self._has_other_history:
+        if self._history != self._files.history:
             self._forget_other_runs(verdict)
         self._to_send = []
         for fence, item in self._unacknowledged.items():
@@ -335,7 +333,6 @@ class Agent:
                 self._copies.forget(run)
         self._specs = {key: spec for key, spec in self._specs.items() if key[0] in kept}
         self._files.remember_history(self._history)
-        self._has_other_history = False
 
     def _ship_again(self) -> None:
         """What was on its way when the connection broke is lost, so every output that is not acknowledged goes again
@@ -413,17 +410,14 @@ class Agent:
             elif self._copies.is_ready(spec.run):
                 self._start(start, spec)
             else:
-                self._preparing[start.fence] = None
-                asyncio.get_running_loop().create_task(self._start_when_ready(start, spec))
+                self._preparing[start.fence] = asyncio.create_task(self._start_when_ready(start, spec))
 
     async def _start_when_ready(self, start: Start, spec: msg.Spec) -> None:
         """The run's working copy has to come first; the attempt has its slot meanwhile."""
         problem = await self._copies.prepare(spec.run, spec.project)
-        if start.fence not in self._preparing:
-            return  # killed meanwhile
         del self._preparing[start.fence]
         if problem:
-            self._not_started(start, problem)
+            self._not_started(start, problem, 0 if self._files.has_room() else errno.ENOSPC)
         else:
             self._start(start, spec)
 
@@ -466,18 +460,18 @@ class Agent:
                 )
             )
         except (TitanError, OSError, ValueError) as error:
-            number = error.errno if isinstance(error, OSError) else None
-            self._not_started(start, str(error), number or errno.EINVAL)
+            number = error.errno if isinstance(error, OSError) else 0
+            self._not_started(start, str(error), number or 0)
             return
         self._executor.start(
             Attempt(start.fence, task, argv, environment, workdir, attempt_dir, work.timeout, work.grace)
         )
 
-    def _not_started(self, start: Start, reason: str, code: int = errno.EINVAL) -> None:
+    def _not_started(self, start: Start, reason: str, number: int = 0) -> None:
+        """Told in the next turn, as an executor does it: its end starts the next one, which may end so, too."""
         wall = self._machine.clocks().wall
-        self.attempt_ended(
-            Outcome(start.fence, Ending.NOT_STARTED, code, wall, 0.0, 0, reason.encode("utf-8", "replace"))
-        )
+        outcome = Outcome(start.fence, Ending.NOT_STARTED, number, wall, 0.0, 0, reason.encode("utf-8", "replace"))
+        asyncio.get_running_loop().call_soon(self.attempt_ended, outcome)
 
     def _recall(self, incoming: Incoming) -> None:
         for fence, count in zip(incoming.columns[3], incoming.columns[2], strict=True):
@@ -487,7 +481,7 @@ class Agent:
     def _kill(self, fence: int, grace: float) -> None:
         unstarted = self._slots.withdraw(fence, 1)
         if fence in self._preparing:
-            del self._preparing[fence]
+            self._preparing.pop(fence).cancel()
             if (preparing := self._slots.ended(fence)) is not None:
                 unstarted.append(preparing)
         for start in unstarted:

@@ -23,6 +23,7 @@ from titan_fast.worker.executors.base import Clocks, Executor, Observer, now
 from titan_fast.worker.executors.spawn import SpawnExecutor
 from titan_fast.worker.exits import Exits
 from titan_fast.worker.journal import Journal, JournalFile, boot_id
+from titan_fast.worker.keeper import KEEPER_PID
 from titan_fast.worker.output import Emit, Shipper
 from titan_fast.worker.projects import Projects
 from titan_fast.worker.workspace import Workspace
@@ -135,15 +136,25 @@ def _open_workspace(settings: WorkerSettings) -> tuple[Workspace, str]:
         workspace = _workspace(settings, Path(settings.work_dir or home() / "work" / name))
         workspace.open()
         return workspace, name
-    for number in range(1, MAX_UNNAMED):
-        name = _host() if number == 1 else f"{_host()}-{number}"
+    names = [_host(), *(f"{_host()}-{number}" for number in range(2, MAX_UNNAMED + 1))]
+    # What an earlier agent of the same keeper left is in its directory, and in no other.
+    keeper = os.environ.get(KEEPER_PID, "")
+    for name in sorted(names, key=lambda name: not keeper or _keeper_of(home() / "work" / name) != keeper):
         workspace = _workspace(settings, home() / "work" / name)
         try:
             workspace.open()
-            return workspace, name
         except StateLocked:
             continue
+        (workspace.root / "keeper").write_text(keeper)
+        return workspace, name
     raise StateLocked(f"{MAX_UNNAMED} unnamed workers run on this machine already", hint="name this one with --name")
+
+
+def _keeper_of(root: Path) -> str:
+    try:
+        return (root / "keeper").read_text("ascii", "replace")
+    except OSError:
+        return ""
 
 
 def _workspace(settings: WorkerSettings, root: Path) -> Workspace:

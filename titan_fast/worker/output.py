@@ -238,6 +238,8 @@ class _Source:
                 self.fd = os.open(self.path, os.O_RDONLY | _SAFELY)
             except OSError:
                 return 0
+            if os.fstat(self.fd).st_size >= _SMALLEST_LIMIT // 2:
+                self.gap = read_gap(self.path)  # cut before: by an earlier agent, or in an earlier session
         return os.fstat(self.fd).st_size + (self.gap.moved if self.gap is not None else 0)
 
     def read(self, offset: int, size: int) -> tuple[int, bytes]:

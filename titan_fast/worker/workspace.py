@@ -1,7 +1,7 @@
 """The worker's directory: who it is, its projects, its working copies, the folders of its attempts.
 
     lock  id                  one agent at a time; who this worker is, made once
-    history                   whose runs these are
+    history  keeper           whose runs these are; whose agent an unnamed worker's is
     attempts.journal          what the next agent must know of the attempts (`journal.py`)
     projects/<sha256>/        unpacked projects, by the address of their archive
     runs/<run>/               a run's working copy, shared by its tasks on this worker

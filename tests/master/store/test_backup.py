@@ -18,6 +18,7 @@ from test_sqlite import large_graph
 
 from titan_fast.errors import BadBackup, InvalidUsage, StateLocked, StoreFailed, StoreTooNew, TitanError
 from titan_fast.master.store import backup, schema
+from titan_fast.master.store.bodies import Bodies
 from titan_fast.master.store.memory import MemoryStore
 from titan_fast.master.store.sqlite import SqliteStore
 
@@ -191,6 +192,26 @@ def test_a_copy_is_a_folder_that_was_not_there(store: SqliteStore, tmp_path: Pat
         store.backup(str(tmp_path / "copy"))
 
 
+def test_a_graph_stays_until_it_is_copied(store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is forgotten between the copy of the database and that of the file it names."""
+    (graph,) = (store.folder / "bodies").iterdir()
+    store.commit(1, [run_ended(2)])
+    read, pruned = Bodies.read, []
+
+    def forget_first(bodies: Bodies, digest: str) -> bytes:
+        if bodies.folder == graph.parent:
+            pruned.append(store.prune(0, 0.0, 10.0))
+        return read(bodies, digest)
+
+    monkeypatch.setattr(Bodies, "read", forget_first)
+    store.backup(str(tmp_path / "copy"))
+    monkeypatch.undo()
+    assert [(sorted(slice.runs), slice.is_done) for slice in pruned] == [([1, 2], False)]
+    assert (tmp_path / "copy" / "bodies" / graph.name).read_bytes() == graph.read_bytes()
+    assert store.prune(0, 0.0, 10.0).is_done
+    assert not graph.exists()
+
+
 # ---------------------------------------------------------------- where it may go
 
 
@@ -262,6 +283,16 @@ def refuse(file: Path, target: Path, match: str, error: type[TitanError] = BadBa
     with pytest.raises(error, match=match):
         backup.restore(file, target)
     assert not target.exists(), "nothing is left behind"
+
+
+def test_a_folder_that_was_there_is_as_empty_as_before_when_a_restore_fails(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.tar").write_bytes(file.read_bytes()[:-20_000])
+    target = tmp_path / "target"
+    target.mkdir()
+    with pytest.raises(BadBackup):
+        backup.restore(tmp_path / "cut.tar", target)
+    assert left_behind(target) == ["lock"]
+    assert backup.restore(file, target) == 1001
 
 
 def test_a_backup_that_was_cut_anywhere_is_refused(file: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from samples import ARTIFACT, PROJECT, accepted, ended, kv, published, registered, run_ended
 
@@ -206,11 +207,12 @@ def test_a_page_of_an_array_is_the_newest_attempt_of_each_task_in_it(store: Stor
 
 
 def test_rows_of_one_task_in_one_fact_keep_their_order(store: Store) -> None:
-    fact = ended(1, [5000, 7, 5000, 7, 5000])
+    fact = ended(1, [5000, 7, 5000, 7, 5000], results=[b"old", b"", b"older", b"", b"newest"])
     fact.attempt[:] = [1, 1, 2, 2, 3]
     store.commit(1, [accepted(1, tasks=9000), fact])
     assert [row.attempt for row in store.attempts(1, 5000)] == [1, 2, 3]
     assert store.latest(1, 0, 9000)[7].attempt == 2
+    assert store.result(1, 5000) == b"newest"
 
 
 def test_a_result_is_what_the_newest_completed_attempt_gave(store: Store) -> None:
@@ -373,7 +375,7 @@ def test_a_tidied_store_tells_the_same(store: Store) -> None:
     for first in range(0, 5000, 10):
         rows = range(first, first + 10)
         store.commit(1, [ended(1, rows, state="PENDING", reason="exit:3"), ended(1, [*rows][::-1], attempt=2)])
-    store.commit(1, [run_ended(1)])
+    store.commit(1, [msgspec.structs.replace(run_ended(1), counts={"COMPLETED": 5001})])
     before = store.load(), store.run(1), store.latest(1, 0, 5000), [store.attempts(1, i) for i in range(0, 5000, 99)]
     for _ in range(10_000):
         if not store.tidy(0.001):

@@ -111,6 +111,18 @@ def test_a_disk_that_stays_full_for_a_while_loses_and_doubles_nothing(tmp_path: 
     store.close()
 
 
+def test_an_epoch_that_could_not_be_raised_was_not(tmp_path: Path) -> None:
+    disk = FailingDisk(apsw.FullError, 0)
+    store = SqliteStore(tmp_path / "state", vfs=disk.vfs_name)
+    store.open()
+    disk.failing = range(disk.changes + 1, disk.changes + 2)
+    with pytest.raises(DiskFull):
+        store.raise_epoch(7)
+    store.commit(1, group(1))
+    assert store.raise_epoch(7).epoch == 7
+    store.close()
+
+
 def test_a_large_graph_that_cannot_be_written_was_never_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,7 +71,7 @@ class Opened(msgspec.Struct, frozen=True):
     nonce: str
     """Random, made with the epoch: a copy of the store that is opened elsewhere has the number but not the nonce."""
     nonces: dict[int, str]
-    """Every epoch of this store's past, and its nonce."""
+    """Every epoch of this store, this one too, and its nonce; of very many the newest."""
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -81,9 +81,9 @@ class Loaded(msgspec.Struct, frozen=True):
     revision: int
     """The highest revision any key ever had."""
     workers: Sequence[WorkerRegistered]
-    """Registered, and neither left nor lost."""
+    """Registered, and neither left nor lost; in the order they registered."""
     keys: Sequence[KvChanged]
-    """The living keys."""
+    """Those that have a value, whether they have expired or not; by name."""
     runs: Iterator[RunRecord]
     """Unfinished runs, oldest first; read while it is walked."""
 
@@ -160,6 +160,10 @@ class Store(Protocol):
         """Give space back, fold small rows, checkpoint, for about ``seconds``; True when there is more to do."""
 
     def backup(self, path: str) -> None:
-        """Write a consistent copy to ``path`` while commits go on; fsynced and verified. Any thread."""
+        """Make the folder ``path`` with a consistent copy while commits go on; fsynced and verified. Any thread.
+
+        Raises:
+            InvalidUsage: the folder is there already, or the store has nothing to copy. DiskFull, StoreFailed.
+        """
 
     def close(self) -> None: ...

@@ -20,10 +20,12 @@ KEEP_EPOCHS = 1000
 """Starts of a master whose nonces are known."""
 
 _STRIDE = 256
-_FEW = 8
+_FEW = 4
 """Rows deleted at a time that may be a MiB each."""
+_MANY = 8
+"""Rows of a block that are worth being made fewer,"""
 _FOLD_BYTES = 4 << 20
-"""Results of a block that are worth being read and written once more."""
+"""unless this many bytes would have to be read and written for it."""
 
 
 def prune(
@@ -116,7 +118,7 @@ class Fold:
                 db.execute("UPDATE runs SET folded = 1 WHERE number = ?", (run,))
                 continue
             self._block = block
-            if count > _FEW and size <= _FOLD_BYTES:
+            if count > _MANY and size <= _FOLD_BYTES:
                 _fold(db, run, block)
 
 

@@ -47,6 +47,8 @@ class Process(msgspec.Struct, eq=False):
     pid: int
     started: float
     plan: Plan
+    agent: str
+    """The nonce of the agent that started it."""
     ended: float = -1.0
     ending: Ending = Ending.EXIT
     """EXIT or SIGNAL, by itself or because it was asked to end."""
@@ -65,6 +67,7 @@ class Ledger(Protocol):
     """Who writes down what processes do."""
 
     def started(self, process: Process) -> None: ...
+    def asked_to_end(self, process: Process, why: Ending, grace: float) -> None: ...
     def ended(self, process: Process) -> None: ...
 
 
@@ -109,9 +112,9 @@ class Host:
         if self.rng.random() < 0.5:
             self.journal.forget_the_end(self.rng)
 
-    def spawn(self, attempt: Attempt) -> Process:
+    def spawn(self, attempt: Attempt, agent: str) -> Process:
         pid = attempt.fence & 0x3FFFFF
-        process = Process(self.name, attempt.fence, attempt.task, pid, self.world.now, self.plan(attempt))
+        process = Process(self.name, attempt.fence, attempt.task, pid, self.world.now, self.plan(attempt), agent)
         self.processes[attempt.fence] = process
         self.ledger.started(process)
         self.world.after(process.plan.seconds, self._ends, process, process.plan.ending, process.plan.code)
@@ -155,8 +158,9 @@ class Bytes:
 class SimulatedExecutor:
     """The executor (`worker.executors.base`) of one agent on a host."""
 
-    def __init__(self, host: Host, program: Program, observer: Observer, recorder: Recorder) -> None:
+    def __init__(self, host: Host, program: Program, agent: str, observer: Observer, recorder: Recorder) -> None:
         self._host = host
+        self._agent = agent
         self._program = program
         self._observer = observer
         self._recorder = recorder
@@ -176,7 +180,7 @@ class SimulatedExecutor:
             self._tell(attempt.fence, Ending.KILLED, 0, self._host.clocks().wall, 0.0)
             return
         clocks = self._host.clocks()
-        process = self._host.spawn(attempt)
+        process = self._host.spawn(attempt, self._agent)
         self._recorder.spawned(attempt.fence, process.pid, clocks.boot)
         self._watch(attempt, clocks.monotonic)
         self._observer.attempt_started(attempt.fence, process.pid, clocks.wall)
@@ -244,6 +248,7 @@ class SimulatedExecutor:
         if process.asked is None:
             process.asked = why
             self._recorder.stopping(fence, why)
+            self._host.ledger.asked_to_end(process, why, grace)
         self._host.signal(process, SIGTERM)
         self._program.call_later(grace, self._host.signal, process, SIGKILL)
 
@@ -270,7 +275,7 @@ class SimulatedMachine:
         self.journal = Journal(host.journal, f"boot {host.boots}")
 
     def executor(self, observer: Observer) -> SimulatedExecutor:
-        return SimulatedExecutor(self.host, self.program, observer, self.journal)
+        return SimulatedExecutor(self.host, self.program, self.nonce, observer, self.journal)
 
     def shipper(self, emit: Emit) -> _Silence:
         return _Silence()

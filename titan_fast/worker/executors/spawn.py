@@ -300,7 +300,7 @@ class SpawnExecutor:
         over: list[_Live] = []
         gone: list[_Live] = []
         for each, live in found:
-            live.exit = each.exit or _told_of(each, backlog)
+            live.exit = each.exit or _told_of(live, each, backlog)
             if live.output < 0 or not (live.is_adopted or live.exit is not None):
                 gone.append(live)
                 continue
@@ -619,9 +619,11 @@ def _wait_for(live: _Live) -> None:
     live.is_reaped = True
 
 
-def _told_of(left: Left, backlog: list[Told]) -> Exit | None:
-    """What the keeper knows of the end of an attempt's first process."""
+def _told_of(live: _Live, left: Left, backlog: list[Told]) -> Exit | None:
+    """What the keeper knows of the end of an attempt's first process: the one we saw, or the one written down."""
     for told in backlog:
+        if (told.pid, told.start) == (live.pid, live.start):
+            return told.exit
         if told.pid == left.pid and tree.is_start(told.start, left.began.boot, left.spawned):
             return told.exit
     return None
