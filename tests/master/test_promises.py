@@ -282,3 +282,19 @@ def test_a_refused_request_does_not_use_up_its_key(tmp_path, monkeypatch):
         assert (await client.next()).message.run == 1
 
     with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_a_request_that_its_own_repeat_has_overtaken_is_not_carried_out(tmp_path, monkeypatch):
+    """The client gave the first connection up, but the master still reads from it."""
+
+    async def scenario(master, store):
+        slow = await Peer.connect(master, "client")
+        quick = await Peer.connect(master, "client")
+        quick.say(msg.Submit(graph=GRAPH, once=msg.Once("client-1", 7, repeat=True)))
+        assert (await quick.next()).message.run == 1
+        slow.say(msg.Submit(graph=GRAPH, once=msg.Once("client-1", 7)))
+        assert (await slow.next()).message.run == 1
+        quick.say(msg.List("runs"))
+        assert len((await quick.next()).message.runs) == 1
+
+    with_master(tmp_path, scenario, monkeypatch)

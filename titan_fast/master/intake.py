@@ -17,6 +17,7 @@ from titan_fast.errors import (
     InternalError,
     NoSuchBlob,
     NothingToDo,
+    Refused,
     TitanError,
     TooLarge,
     UnexpectedMessage,
@@ -31,6 +32,9 @@ from titan_fast.scheduler.facts import NO_KEY, Key
 
 if TYPE_CHECKING:
     from titan_fast.master.server import Master
+
+OVERTAKEN = 100_000
+"""Repeated requests that are remembered."""
 
 log = logging.getLogger("titan_fast.intake")
 
@@ -50,6 +54,8 @@ class Intake:
         self._master = master
         self._next_ticket = 1
         self.tickets: dict[int, Ticket] = {}
+        self._overtaken: dict[Key, None] = {}
+        """Requests that came as repeats; what comes under such a key for the first time comes too late."""
         self._questions: list[tuple[Session, Incoming]] = []
         self._takers: dict[Op, Callable[[Session, Incoming, Any], None]] = {
             Op.SUBMIT: self._submit,
@@ -124,9 +130,19 @@ class Intake:
 
     def _repeated(self, session: Session, incoming: Incoming, once: msg.Once | None) -> int | None:
         """A request that was carried out when it came first is answered as then; its number. None: carry it out."""
-        if once is None or not once.repeat:
+        if once is None:
             return None
-        number = self._master.history.reply(Key(once.client, once.counter))
+        key = Key(once.client, once.counter)
+        if not once.repeat and key not in self._overtaken:
+            return None
+        number = self._master.history.reply(key)
+        if number is None and not once.repeat:
+            raise Refused("this request has come again over a newer connection, and been answered there")
+        if once.repeat:
+            # The first one may still be on its way over a connection that its client has given up.
+            self._overtaken[key] = None
+            if len(self._overtaken) > OVERTAKEN:
+                del self._overtaken[next(iter(self._overtaken))]
         if number is not None:
             done = msg.KvDone(number) if incoming.op is Op.KV_SET else msg.Accepted(number)
             session.reply(done, incoming.request)

@@ -160,7 +160,9 @@ class Master:
 
     def _open_store(self) -> Store:
         durability = self.settings.store.durability
-        return MemoryStore() if durability == "memory" else SqliteStore(self.state_dir, durability)
+        if durability == "memory":
+            return MemoryStore()
+        return SqliteStore(self.state_dir, durability)
 
     def _new_committer(self) -> Committer:
         make = self._make_committer

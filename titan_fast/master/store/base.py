@@ -98,12 +98,14 @@ class Pruned(msgspec.Struct, frozen=True):
 
 
 class Store(Protocol):
-    durability: str
-    """What a commit survives, in a word: ``memory``, ``os``, ``disk``."""
+    @property
+    def durability(self) -> str:
+        """What a commit survives, in a word: ``memory``, ``os``, ``disk``."""
 
-    history: str
-    """A random name of everything this store knows: run numbers and fences mean something only within it. A restored
-    backup has a new one."""
+    @property
+    def history(self) -> str:
+        """A random name of everything this store knows: run numbers and fences mean something only within it. A
+        restored backup has a new one."""
 
     def open(self) -> Opened:
         """Take the store for this process.
