@@ -230,6 +230,14 @@ mistake ends the connection.
 
 HELLO also says which protocol versions the peer speaks, the cluster it knows (a master of another one refuses it)
 and the highest epoch it has seen.
+
+### Inside a task
+
+Code that runs as a task has no token of the cluster. It connects to the unix socket that `TITAN_AGENT` names, where its
+worker's agent listens, and opens the connection as above with the token name `task`, the token in `TITAN_AGENT_TOKEN`
+and the field `fence`, which is `TITAN_FENCE` as one number: epoch × 2⁴⁰ + sequence. The agent then opens a
+connection to the master with the worker's token and the same `fence`, hands the master's WELCOME on, and from there on
+passes every byte in both directions. The role is `task`: keys and artifacts, nothing else. It ends with the attempt.
 """
 
 REPEAT_TEXT = """\
@@ -551,6 +559,10 @@ The address is that of `--master`, else the variable `TITAN_ADDR`, else `master`
 The token is what `--token-file` or `token_file` names, else `TITAN_TOKEN` or `token`, else the file
 `tokens/HOST_PORT.client` in `TITAN_HOME`, where a master that was started with the same home has put it (`.worker` for
 workers).
+
+Inside of a task neither is needed: what is given no address and no token, and finds no `TITAN_ADDR`, goes through the
+worker's agent with `TITAN_AGENT`, `TITAN_AGENT_TOKEN` and `TITAN_FENCE`, which every task is given. It may use keys and
+artifacts (`titan-fast kv`, `titan-fast artifact`, `titan_fast.inside`) as long as that attempt runs.
 
 | short variable | means |
 |---|---|

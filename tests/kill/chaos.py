@@ -185,6 +185,16 @@ class Chaos(Cluster):
             psutil.wait_procs(tree, timeout=10)
             self._frozen.clear()
 
+    def kill_keeper(self) -> None:
+        """The agent goes with it, the tasks do not: the worker that takes its place has to end them."""
+        name = self._some_worker()
+        agent = self._agent(name)
+        with self._fault("keeper killed", name):
+            self.workers[name].kill()
+            self.workers[name].wait()
+            psutil.wait_procs([agent], timeout=10)
+        self._start_worker(name)
+
     def freeze_agent(self) -> None:
         """Too short to be lost."""
         name = self._some_worker()

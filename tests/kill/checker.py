@@ -39,7 +39,7 @@ SETTLE = 2.0
 """Seconds for what was said to a worker to be done by it, on a machine that is busy."""
 AWAY = {"agent frozen", "worker frozen", "cut", "stalled", "half open"}
 """Faults that keep a worker from being heard; they excuse a second run when they last as long as a loss."""
-DEADLY = {"worker killed"}
+DEADLY = {"worker killed", "keeper killed"}
 """Faults after which a worker is lost, however short they are."""
 
 

@@ -20,6 +20,7 @@ ROUND = [
     "kill_master",
     "kill_agent",
     "kill_worker",
+    "kill_keeper",
     "kill_master_while_it_starts",
     "kill_master_and_agent",
     "kill_master_and_worker",
