@@ -79,7 +79,9 @@ class Cluster:
         fence = [lot.fence + member for lot in lots for member in range(lot.count)]
         n = len(run)
         zero = [0] * n
-        event = ev.AttemptsFinished(name, run, index, zero, zero, fence, zero, zero, [self.duration] * n, [self.result] * n)
+        event = ev.AttemptsFinished(
+            name, run, index, zero, zero, fence, zero, zero, [self.duration] * n, [self.result] * n
+        )
         self.core.handle(event)
         return n
 

@@ -1,8 +1,7 @@
-"""What the disk costs a whole master: throughput and round trips on the durable store against those on the memory store.
+"""What the disk costs a whole master: throughput and round trips on the durable store against the memory store.
 
 Two masters as processes, each with paper workers that end every assignment at once, so that nothing but the master is
-measured; runs alternate between them, and a figure is the median of the ratios of neighbours. Run as a program it
-prints rates and latencies too.
+measured; runs alternate between them, and the best of each counts. Run as a program it prints rates and latencies too.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import quantiles
 
 from titan_fast.model.spec import GraphSpec, TaskSpec, Work
 from titan_fast.protocol import messages as msg
@@ -68,7 +67,8 @@ def bench(durability: str) -> Iterator[Bench]:
 
 def measure() -> dict[str, float]:
     with bench("disk") as disk, bench("memory") as memory:
-        return {"durable_vs_memory_throughput": median(disk.rate() / memory.rate() for _ in range(ROUNDS))}
+        rates = [(disk.rate(), memory.rate()) for _ in range(ROUNDS)]
+    return {"durable_vs_memory_throughput": max(pair[0] for pair in rates) / max(pair[1] for pair in rates)}
 
 
 def main() -> None:
@@ -80,9 +80,9 @@ def main() -> None:
         after = disk.stats()
         trips = [(disk.trip(), memory.trip()) for _ in range(TRIPS)]
         report.figures |= {
-            "array tasks per second, durable": median(pair[0] for pair in rates),
-            "array tasks per second, in memory": median(pair[1] for pair in rates),
-            "durable against memory": median(pair[0] / pair[1] for pair in rates),
+            "array tasks per second, durable": (durable := max(pair[0] for pair in rates)),
+            "array tasks per second, in memory": (in_memory := max(pair[1] for pair in rates)),
+            "durable against memory": durable / in_memory,
             "tasks per commit": ROUNDS * MEMBERS / (after.commits - before.commits),
             "facts per commit": (after.facts - before.facts) / (after.commits - before.commits),
         }

@@ -1,4 +1,4 @@
-"""What a start costs, from opening the store to the first decision: it grows with what is pending and with nothing else.
+"""What a start costs, from opening the store to the first decision: it grows with what is pending, and nothing else.
 
 The store and the core alone, in this process; times are the processor's. Run as a program it takes the sizes of the
 promises: 100,000 against 1,000,000 pending, and 1,000,000 finished members with 1 KB results.
@@ -118,7 +118,9 @@ def main() -> None:
             "a named task, 100,000 to 1,000,000 pending, growth": pending_growth(
                 [named(100_000)], [named(100_000)] * 10
             ),
-            "an array member, 100,000 to 1,000,000 pending, growth": pending_growth([array(100_000)], [array(1_000_000)]),
+            "an array member, 100,000 to 1,000,000 pending, growth": pending_growth(
+                [array(100_000)], [array(1_000_000)]
+            ),
         }
         for text, is_open in (("the run finished", False), ("the run still open", True)):
             full, empty = finished_cost(1_000_000, is_open)

@@ -17,7 +17,8 @@ from titan_fast.protocol.opcodes import Op, Role
 from titan_fast.protocol.opening import Opening
 
 DEADLINE = 20.0
-GRAPH = GraphSpec("g", (TaskSpec("t", Work(argv=("true",))),))
+GRAPH = GraphSpec("g", (TaskSpec("t", Work(argv=("true",)), count=2, array=True),))
+"""Both members are at the worker, in one lot: one of them ends, the other goes on."""
 NEVER_GIVEN = make_fence(1, 99)
 
 
@@ -66,7 +67,7 @@ class Peer:
 
 @pytest.fixture
 def play(tmp_path, monkeypatch):
-    """Plays a scene with a master, a worker, and the (run, fence) of an attempt that is open there."""
+    """Plays a scene with a master, a worker, and the run and fence of the first of two attempts that are open there."""
     monkeypatch.setenv("TITAN_HOME", str(tmp_path))
     settings = load({"master": {"port": 0}, "store": {"durability": "memory"}}, {"TITAN_HOME": str(tmp_path)})
 
@@ -75,10 +76,12 @@ def play(tmp_path, monkeypatch):
         await master.start()
         try:
             worker = await Peer.connect(master, "worker")
-            await worker.ask(msg.Attach(worker="a" * 32, name="w", nonce="n1", connection=1, slots=1))
+            await worker.ask(msg.Attach(worker="a" * 32, name="w", nonce="n1", connection=1, slots=2))
             client = await Peer.connect(master, "client")
             run = (await client.ask(msg.Submit(graph=GRAPH))).message.run
-            fence = (await worker.hear(Op.ASSIGN)).columns[6][0]
+            assigned = (await worker.hear(Op.ASSIGN)).columns
+            assert list(assigned[3]) == [2], "one lot"
+            fence = assigned[6][0]
             await scene(master, worker, run, fence)
         finally:
             await master.stop(0.0)
@@ -160,10 +163,11 @@ def test_a_task_has_no_token_that_a_master_knows(play):
 
 def test_the_session_ends_with_its_attempt_and_nothing_of_it_counts_any_more(play):
     async def scene(master, worker, run, fence):
-        task, silent = await Peer.connect(master, "worker", fence), await Peer.connect(master, "worker", fence)
+        task, silent, other = [await Peer.connect(master, "worker", each) for each in (fence, fence, fence + 1)]
         await task.ask(msg.KvSet(name="k"), (b"in time",))
         worker.end_attempt(run, fence)
         await worker.hear(Op.ACK)
+        await other.ask(msg.KvSet(name="other"), (b"goes on",))
         for peer in (task, silent):
             with pytest.raises(ConnectionError):
                 await peer.ask(msg.KvSet(name="k"), (b"too late",))
@@ -175,10 +179,9 @@ def test_the_session_ends_with_its_attempt_and_nothing_of_it_counts_any_more(pla
     play(scene)
 
 
-def test_an_attempt_whose_worker_is_lost_is_fenced_out(play):
+def test_an_attempt_whose_worker_has_gone_is_fenced_out(play):
     async def scene(master, worker, run, fence):
         task = await Peer.connect(master, "worker", fence)
-        worker.end_attempt(run, fence + 1)  # not its own: changes nothing
         await task.ask(msg.KvSet(name="k"), (b"in time",))
         worker._writer.write(send(msg.Goodbye(empty=True)))
         worker.cut()

@@ -149,7 +149,7 @@ def some_frame(op):
     return send_hot(op, 0, hot_columns(op)) if op.hot else frame(op, 0, 3, b"{")
 
 
-@pytest.mark.parametrize("role", [Role.CLIENT, Role.WORKER, Role.MASTER])
+@pytest.mark.parametrize("role", [Role.CLIENT, Role.WORKER, Role.TASK, Role.MASTER])
 @pytest.mark.parametrize("op", list(Op), ids=lambda op: op.name)
 def test_every_role_and_opcode(op, role):
     connection = opened(role)

@@ -1,6 +1,6 @@
 """Both sides prove the token to each other, and nothing on the wire helps who does not have it.
 
-The master here is a model of what a master says in a handshake; its shell has tests of its own.
+The master here says what a test has it say; the side that is dialled is at the end.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Connection, send, send_error
 from titan_fast.protocol.handshake import NONCE_BYTES, is_nonce, is_proof, proof
 from titan_fast.protocol.opcodes import Op, Role
-from titan_fast.protocol.opening import REQUEST, Opening
+from titan_fast.protocol.opening import REQUEST, Opening, Reception
 
 TOKEN = "s3cret-token-of-the-client"
 OTHER = "another-token-altogether"
@@ -179,6 +179,16 @@ def test_a_welcome_as_somebody_else():
         peer.hear(welcome(role="client"))
 
 
+def test_who_speaks_for_an_attempt_is_welcomed_as_its_task():
+    peer = Peer(role="worker", fence=7)
+    assert (peer.hello.token, peer.hello.fence) == ("worker", 7)
+    peer.hear(challenge(peer))
+    with pytest.raises(UnexpectedMessage, match="WELCOME as a 'worker' for a task"):
+        peer.hear(welcome(role="worker"))
+    peer.hear(welcome(role="task"))
+    assert peer.opening.welcome.role == "task"
+
+
 def test_a_welcome_of_another_cluster():
     peer = Peer(cluster="mine")
     peer.hear(challenge(peer))
@@ -200,6 +210,79 @@ def test_a_refusal_is_raised_as_what_it_is():
 def test_a_challenge_that_cannot_be_read():
     with pytest.raises(BadMessage, match="missing required field `proof`"):
         Peer().hear(answer(msg.Challenge(NONCE, "p")).replace(b'"proof"', b'"prooF"'))
+
+
+# ---------------------------------------------------------------- the side that is dialled
+
+
+def reception(token=TOKEN):
+    return Reception(lambda hello: token if hello.token == "client" else "")
+
+
+def heard(data, reception):
+    """What the reception answers."""
+    return b"".join(reception.take(incoming) for incoming in Connection(Role.STRANGER).receive(data))
+
+
+def test_both_sides_understand_each_other():
+    peer, master = Peer(), reception()
+    proving = peer.hear(heard(peer.sent, master))
+    assert not master.is_proved
+    assert heard(send(proving, request=REQUEST), master) == b""
+    assert master.is_proved
+    assert master.hello == peer.hello
+
+
+def test_a_reception_refuses_a_proof_of_another_token():
+    master, peer = reception(), Peer(token=OTHER)
+    heard(peer.sent, master)
+    with pytest.raises(BadProof):
+        heard(send(msg.Proof(proof(OTHER, "peer", peer.hello.nonce, NONCE)), request=REQUEST), master)
+    assert not master.is_proved
+
+
+def test_a_reception_never_says_the_same_twice():
+    peer = Peer()
+    assert heard(peer.sent, reception()) != heard(peer.sent, reception())
+
+
+@pytest.mark.parametrize(
+    ("hello", "error"),
+    [
+        (msg.Hello(NONCE, "worker"), BadProof),
+        (msg.Hello("short", "client"), BadProof),
+        (msg.Hello(NONCE, "client", oldest=3, newest=4), WrongVersion),
+        (msg.Hello(NONCE, "client", oldest=1, newest=1), WrongVersion),
+        (msg.Proof("0" * 64), UnexpectedMessage),
+    ],
+)
+def test_a_reception_answers_no_other_hello(hello, error):
+    master = reception()
+    with pytest.raises(error):
+        heard(send(hello, request=REQUEST), master)
+    assert master.hello is None
+
+
+def test_one_hello_and_one_proof_is_all_there_is_to_say():
+    master, peer = reception(), Peer()
+    answer = heard(peer.sent, master)
+    with pytest.raises(UnexpectedMessage):
+        heard(peer.sent, master)
+    given = send(peer.hear(answer), request=REQUEST)
+    heard(given, master)
+    with pytest.raises(UnexpectedMessage):
+        heard(given, master)
+
+
+def test_why_a_hello_is_refused_is_the_owners_to_say():
+    def token_of(hello):
+        raise Refused(f"{hello.token}: not today")
+
+    with pytest.raises(Refused, match="client: not today"):
+        heard(Peer().sent, Reception(token_of))
+
+
+# ---------------------------------------------------------------- proofs
 
 
 @pytest.mark.parametrize("given", ["", "x", "0" * 64, "é", "\udcff", "\0" * 64, "x" * 3000])

@@ -153,7 +153,7 @@ def test_critical_fields_that_nobody_knows_refuse_any_message(op):
 
 ROW = msg.RunRow(1, "r", "RUNNING", "", 0.0, 0.0, 0.0, {})
 EXAMPLES = {
-    Op.HELLO: msg.Hello("0" * 64, "client"),
+    Op.HELLO: msg.Hello("0" * 64, "worker", fence=7),
     Op.CHALLENGE: msg.Challenge("0" * 64, "p"),
     Op.PROOF: msg.Proof("p"),
     Op.WELCOME: msg.Welcome("client", "c", 1, "s", 1, 1),

@@ -88,3 +88,9 @@ def test_a_hot_opcode_gets_no_message():
 
 def test_strangers_may_say_three_things():
     assert {op for op in Op if is_allowed(op, Role.STRANGER)} == {Op.HELLO, Op.PROOF, Op.ERROR}
+
+
+def test_a_task_may_use_keys_and_files_and_nothing_else():
+    keys = {Op.KV_GET, Op.KV_SET, Op.KV_LIST}
+    files = {Op.BLOB_ASK, Op.BLOB_PUT, Op.BLOB_GET, Op.ARTIFACT_PUBLISH, Op.ARTIFACT_LIST}
+    assert {op for op in Op if is_allowed(op, Role.TASK)} == keys | files

@@ -61,6 +61,7 @@ class Storm:
             (2, self.restart),
             (2, self.reincarnate),
             (2, self.stray),
+            (1, self.give_up_and_die),
         ]
         if not self.h.commits_itself and self.rng.random() < 0.7:
             # Mostly work that gets on, under masters that die with much they had not committed.
@@ -71,6 +72,7 @@ class Storm:
                 (20, self.attach_again),
                 (6, self.restart),
                 (5, self.commit),
+                (3, self.give_up_and_die),
                 *((1, act) for _, act in self.acts),
             ]
 
@@ -369,3 +371,13 @@ class Storm:
                 self.h.reincarnate(name)
             elif self.state_of(name) != "LEFT":
                 self.h.attach(name)
+
+    def give_up_and_die(self) -> None:
+        """A worker that lives is given up, what it held goes elsewhere, and the master dies with what it knew of that."""
+        name = self.any_worker("READY", "SUSPECT")
+        if name is not None:
+            before, self.h.commits_itself = self.h.commits_itself, False
+            self.h.lose(name)
+            self.all_work()
+            self.restart()
+            self.h.commits_itself = before

@@ -6,14 +6,51 @@ from collections.abc import Callable
 
 import pytest
 from test_dependencies import check_fan_in
-from test_workers import check_lost_worker
+from test_recovery import check_adopted, check_backoff, check_cancel, check_crashes
+from test_verdicts import (
+    check_floor,
+    check_foreign,
+    check_generation,
+    check_higher_fence,
+    check_parents_fence,
+    check_retry_floor,
+)
+from test_workers import check_absent, check_lost_worker, check_old_nonce
 
-from titan_fast.scheduler.sabotage import FORGET_TO_REQUEUE, PARENTS_COUNTED_ONCE, SABOTAGE
+from titan_fast.scheduler.sabotage import (
+    ABSENT_IS_CRASH,
+    BACKOFF_FORGOTTEN,
+    CANCEL_FORGOTTEN,
+    COPIED_STATE,
+    CRASHES_FORGOTTEN,
+    FLOOR_IGNORED,
+    FORGET_TO_REQUEUE,
+    GENERATION_IGNORED,
+    HIGHER_FENCE_IGNORED,
+    HOLD_SKIPPED,
+    OLD_NONCE_KEPT,
+    PARENTS_COUNTED_ONCE,
+    PARENTS_FENCE_IGNORED,
+    RETRY_FLOOR_KEPT,
+    SABOTAGE,
+)
 from titan_fast.scheduler.state import Tuning
 
 CAUGHT_BY: dict[str, Callable[[Tuning | None], None]] = {
     PARENTS_COUNTED_ONCE: check_fan_in,
     FORGET_TO_REQUEUE: check_lost_worker,
+    ABSENT_IS_CRASH: check_absent,
+    OLD_NONCE_KEPT: check_old_nonce,
+    FLOOR_IGNORED: check_floor,
+    RETRY_FLOOR_KEPT: check_retry_floor,
+    GENERATION_IGNORED: check_generation,
+    HIGHER_FENCE_IGNORED: check_higher_fence,
+    PARENTS_FENCE_IGNORED: check_parents_fence,
+    COPIED_STATE: check_foreign,
+    HOLD_SKIPPED: check_adopted,
+    CANCEL_FORGOTTEN: check_cancel,
+    BACKOFF_FORGOTTEN: check_backoff,
+    CRASHES_FORGOTTEN: check_crashes,
 }
 
 

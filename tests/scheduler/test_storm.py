@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from storm import Storm
 
 from titan_fast.scheduler import sabotage
+from titan_fast.scheduler.commands import Verdict
+from titan_fast.scheduler.facts import AttemptsEnded
 
 BATCHES = 8
 SEEDS = 20
@@ -58,14 +60,42 @@ def test_equal_seeds_give_equal_storms() -> None:
     assert [*map(repr, one.h.commands)] == [*map(repr, two.h.commands)]
 
 
-def test_the_storm_does_everything_it_can() -> None:
-    storm = ride(11, 1500, runs=30)
-    assert set(storm.counts) == {act.__name__ for _, act in storm.acts}
-    kinds = {type(item).__name__ for item in (*storm.h.facts, *storm.h.commands)}
-    assert {"Recall", "Kill", "Verdict", "CancelAsked", "TasksReopened", "TasksSettled", "WorkerGone"} <= kinds
+def test_the_storms_do_everything_there_is() -> None:
+    """Or what they do not break means little."""
+    wanted = {"Recall", "Kill", "CancelAsked", "TasksReopened", "TasksSettled", "WorkerGone", "AttemptsRunning"}
+    wanted |= {"replaced", "worker_lost", "absent", "recalled", "unverified", "cancelled", "timeout"}
+    wanted |= {"wait", "kept later", "killed later"}
+    acts: set[str] = set()
+    done: set[str] = set()
+    for seed in range(300, 400):
+        storm = ride(seed, 400)
+        acts.update(act.__name__ for _, act in storm.acts)
+        done.update(storm.counts)
+        for item in (*storm.h.facts, *storm.h.commands):
+            done.add(type(item).__name__)
+            if isinstance(item, AttemptsEnded):
+                done.update(item.reason)
+            elif isinstance(item, Verdict):
+                late = not item.ticket
+                done.update(
+                    word
+                    for word, is_so in (
+                        ("wait", item.wait),
+                        ("kept later", late and item.keep),
+                        ("killed later", late and item.kill),
+                    )
+                    if is_so
+                )
+        if wanted | acts <= done:
+            return
+    raise AssertionError(f"no storm did {sorted((wanted | acts) - done)}")
 
 
-@pytest.mark.parametrize("fault", sorted(sabotage.SABOTAGE))
+RARE = {sabotage.GENERATION_IGNORED, sabotage.PARENTS_FENCE_IGNORED}
+"""The first the floors make up for; the second takes hundreds of storms. Both have a test of their own."""
+
+
+@pytest.mark.parametrize("fault", sorted(sabotage.SABOTAGE - RARE))
 def test_the_storm_finds_a_fault_that_is_built_in(fault: str) -> None:
     with pytest.raises(AssertionError):
         for seed in range(50):

@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 
 from titan_fast.errors import InvalidGraph, Stopping
-from titan_fast.model.spec import MAX_MEMBERS, MAX_NAMED_TASKS, Affinity
 from titan_fast.ids import make_fence
+from titan_fast.model.spec import MAX_MEMBERS, MAX_NAMED_TASKS, Affinity
 from titan_fast.scheduler import events as ev
 from titan_fast.scheduler import facts
 from titan_fast.scheduler import graph as admission

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from titan_fast.errors import Stopping
+from titan_fast.ids import Ending
+from titan_fast.model.spec import Retry
 from titan_fast.scheduler import events as ev
 from titan_fast.scheduler import facts
 from titan_fast.scheduler.lifecycle import TaskState
@@ -14,7 +16,7 @@ from titan_fast.testing.harness import Ended, SchedulerHarness, array, task
 
 def check_lost_worker(tuning: Tuning | None = None) -> None:
     """What a lost worker held, started or not, runs elsewhere, and the run completes."""
-    harness = SchedulerHarness(tuning, check=False)
+    harness = SchedulerHarness(tuning, check=tuning is None)
     harness.worker("w1", 4)
     run = harness.submit([array("a", 6), task("end", "a")])
     harness.workers["w1"].slots = 2
@@ -73,6 +75,23 @@ def test_after_the_second_crash_a_task_has_a_worker_to_itself() -> None:
     assert len(harness.held_names("w3")) == 4
 
 
+def test_a_task_that_must_be_alone_is_alone_after_a_backoff_too() -> None:
+    harness = SchedulerHarness()
+    run = harness.submit([task("killer", retry=Retry(max=3, backoff=1.0))])
+    for name in ("w1", "w2"):
+        harness.worker(name)
+        harness.start(name)
+        harness.vanish(name)
+    harness.worker("w3", 4)
+    harness.end("w3", harness.start("w3"), code=1)
+    harness.advance(1.1)
+    assert harness.held_names("w3") == ["killer"]
+    harness.submit([array("other", 9)])
+    assert harness.held_names("w3") == ["killer"], "nothing beside it"
+    harness.finish("w3")
+    assert harness.state(run, "killer") == "COMPLETED"
+
+
 def test_alone_waits_until_its_worker_is_empty_and_holds_new_work_back() -> None:
     """The only worker that may have it is busy with long tasks: they end, none follows, then it runs alone."""
     harness = SchedulerHarness()
@@ -126,7 +145,7 @@ def test_an_attach_with_all_it_held_keeps_all() -> None:
 
 def check_absent(tuning: Tuning | None = None) -> None:
     """An assignment that never arrived is given out again and counts nothing."""
-    harness = SchedulerHarness(tuning, check=False)
+    harness = SchedulerHarness(tuning, check=tuning is None)
     harness.worker("w", 2)
     run = harness.submit([array("a", 2)])
     harness.workers["w"].held.popitem()
@@ -186,9 +205,29 @@ def test_what_is_adopted_in_a_row_is_one_lot() -> None:
     assert harness.run_state(run) == "COMPLETED"
 
 
+def test_what_is_adopted_side_by_side_and_is_not_a_row_is_lots_of_its_own() -> None:
+    """Members that were given out again have fences in a row, and places that are not."""
+    harness = SchedulerHarness()
+    harness.worker("w", 4)
+    run = harness.submit([array("a", 4)])
+    held = harness.start("w")
+    harness.end("w", [held[0], held[2]], Ending.KILLED)
+    assert [item.index for item in harness.start("w")] == [0, 2]
+    harness.restart()
+    harness.attach("w")
+    assert sorted((lot.first, lot.count) for lot in harness.scheduler.state.workers["w"].lots) == [
+        (0, 1),
+        (1, 1),
+        (2, 1),
+        (3, 1),
+    ]
+    harness.finish("w")
+    assert harness.run_state(run) == "COMPLETED"
+
+
 def check_old_nonce(tuning: Tuning | None = None) -> None:
     """What never reached the new incarnation of a worker was not lost by it."""
-    harness = SchedulerHarness(tuning, check=False)
+    harness = SchedulerHarness(tuning, check=tuning is None)
     harness.worker("w", 1)
     harness.worker("w", 1)
     run = harness.submit([task("a")])

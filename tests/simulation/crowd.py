@@ -28,6 +28,9 @@ PAUSE = 1.0
 class Notes(Protocol):
     """Who remembers what clients were told."""
 
+    def asks(self) -> None:
+        """Something is about to be asked that changes something."""
+
     def submit_asked(self, key: msg.Once, graph: GraphSpec) -> None: ...
     def submit_acknowledged(self, key: msg.Once, run: int) -> None: ...
     def cancel_acknowledged(self, run: int, task: str, member: int) -> None: ...
@@ -95,7 +98,9 @@ class _Line(asyncio.Protocol):
 class Client:
     """One client program. ``say`` is called with what it learns."""
 
-    def __init__(self, program: Program, address: tuple[str, int], token: str, notes: Notes, rng: random.Random) -> None:
+    def __init__(
+        self, program: Program, address: tuple[str, int], token: str, notes: Notes, rng: random.Random
+    ) -> None:
         self.program = program
         self.name = program.name
         self.notes = notes
@@ -112,16 +117,18 @@ class Client:
     async def _open(self) -> _Line:
         """A connection that is let in; tries for ever."""
         while self._line is None:
+            line = _Line(self._token)
             try:
-                async with asyncio.timeout(PATIENCE):
-                    line = _Line(self._token)
-                    await asyncio.get_running_loop().create_connection(lambda: line, *self._address)
-                    self.notes.welcomed(self.name, await line.opened)
-                    self._line = line
+                await asyncio.wait_for(self._introduce(line), PATIENCE)
+                self._line = line
             except (OSError, ConnectionLost):
                 line.hang_up()
                 await asyncio.sleep(self.rng.random() * PAUSE)
         return self._line
+
+    async def _introduce(self, line: _Line) -> None:
+        await asyncio.get_running_loop().create_connection(lambda: line, *self._address)
+        self.notes.welcomed(self.name, await line.opened)
 
     def _drop(self, line: _Line) -> None:
         line.hang_up()
@@ -177,6 +184,7 @@ class Client:
     async def submit(self, shape: Shape) -> int:
         once = self._once()
         self.notes.submit_asked(once(False), shape.graph)
+        self.notes.asks()
         answer = await self.ask(lambda repeat: msg.Submit(graph=shape.graph, once=once(repeat)), shape.payloads)
         assert isinstance(answer, msg.Accepted)
         self.notes.submit_acknowledged(once(False), answer.run)
@@ -192,24 +200,37 @@ class Client:
 
     async def cancel(self, run: int, task: str = "", member: int = -1) -> None:
         once = self._once()
+        self.notes.asks()
         try:
-            await self.ask(lambda repeat: msg.Cancel(run, task, member, once(repeat)))
+            answer = await self.ask(lambda repeat: msg.Cancel(run, task, member, once(repeat)))
         except NothingToDo:
+            await self._is_refused_again(msg.Cancel(run, task, member, once(True)))
             return
+        assert answer == msg.Accepted(run), f"a cancel of run {run} is answered with {answer}"
         self.notes.cancel_acknowledged(run, task, member)
 
     async def retry(self, run: int, task: str = "") -> None:
         once = self._once()
+        self.notes.asks()
         try:
-            await self.ask(lambda repeat: msg.Retry(run, task, -1, once(repeat)))
+            answer = await self.ask(lambda repeat: msg.Retry(run, task, -1, once(repeat)))
         except NothingToDo:
             return
+        assert answer == msg.Accepted(run), f"a retry of run {run} is answered with {answer}"
+
+    async def _is_refused_again(self, request: msg.Message) -> None:
+        """A request that was refused has no key in the books: sent once more, it is judged once more."""
+        try:
+            answer = await self.ask(lambda _: request)
+        except NothingToDo:
+            return
+        raise AssertionError(f"{request} is refused, and then answered with {answer}")
 
     async def show(self, run: int) -> None:
         cursor = ""
         while True:
-            at = cursor
-            shown = await self.ask(lambda _: msg.Show(run, cursor=at))
+            question = msg.Show(run, cursor=cursor)
+            shown = await self.ask(lambda _, question=question: question)  # type: ignore[misc]
             assert isinstance(shown, msg.Shown)
             self.notes.shown(shown)
             cursor = shown.next
@@ -230,17 +251,19 @@ class Client:
     async def _care(self, shape: Shape) -> None:
         run = await self.submit(shape)
         mood = self.rng.random()
-        if mood < 0.25:
+        if mood < 0.25 or shape.is_endless:
             await asyncio.sleep(self.rng.random() * 40)
-            if self.rng.random() < 0.5:
+            if shape.is_endless or self.rng.random() < 0.5:
                 await self.cancel(run)
             else:
                 await self.cancel(run, *self.a_task(shape))
+            if self.rng.random() < 0.3 and not shape.is_endless:
+                await self.retry(run)
         nosy = asyncio.create_task(self._look_often(run)) if mood > 0.6 else None
         update = await self.wait(run)
         if nosy is not None:
             nosy.cancel()
-        if update.state != "COMPLETED" and self.rng.random() < 0.5:
+        if update.state != "COMPLETED" and self.rng.random() < 0.5 and not shape.is_endless:
             await asyncio.sleep(self.rng.random() * 5)
             await self.retry(run)
             await self.wait(run)

@@ -13,6 +13,14 @@ from titan_fast.worker.executors.base import Attempt
 
 GRACES = (1.0, 3.0)
 """Seconds between TERM and KILL. Nobody else uses these: an end with one of them was asked for by the master."""
+RETRIES = (
+    Retry(),
+    Retry(max=2, backoff=0.5),
+    Retry(max=2, backoff=12.0),
+    Retry(max=1, backoff=2.0, on=(7, "timeout")),
+)
+ENDLESS = ("work", "without end")
+POISON = ("work", "and take the machine with you")
 CAPABILITIES = ((), (), (), (), ("GPU",), ("GPU", "BIG"))
 
 
@@ -21,6 +29,8 @@ class Shape(msgspec.Struct, frozen=True):
 
     graph: GraphSpec
     payloads: tuple[bytes, ...] = ()
+    is_endless: bool = False
+    """It ends only when somebody cancels it."""
 
     @property
     def tasks(self) -> int:
@@ -29,10 +39,10 @@ class Shape(msgspec.Struct, frozen=True):
 
 def draw(rng: random.Random, name: str) -> Shape:
     """One of the shapes people run."""
-    kind = rng.choice((_chain, _fan, _fan, _diamond, _layers, _flat))
+    kind = rng.choice((_chain, _chain, _fan, _fan, _fan, _diamond, _diamond, _layers, _layers, _flat, _flat, _rare))
     tasks = kind(rng)
-    graph = GraphSpec(name, tuple(tasks))
-    return Shape(graph)
+    is_endless = any(task.work.argv == ENDLESS for task in tasks)
+    return Shape(GraphSpec(name, tuple(tasks)), is_endless=is_endless)
 
 
 def _task(rng: random.Random, name: str, *needs: str, count: int = 0, **fields: object) -> TaskSpec:
@@ -42,8 +52,8 @@ def _task(rng: random.Random, name: str, *needs: str, count: int = 0, **fields: 
     options: dict[str, object] = {
         "requires": rng.choice(CAPABILITIES),
         "priority": rng.choice((1, 1, 1, 5)),
-        "delay": rng.choice((0.0, 0.0, 0.0, 0.0, 3.0)),
-        "retry": rng.choice((Retry(), Retry(max=2, backoff=0.5), Retry(max=1, backoff=2.0, on=(7, "timeout")))),
+        "delay": rng.choice((0.0, 0.0, 0.0, 0.0, 3.0, 15.0)),
+        "retry": rng.choice(RETRIES),
     }
     if needs:
         options["when"] = rng.choice(("success", "success", "success", "success", "always", "failure"))
@@ -99,10 +109,20 @@ def _flat(rng: random.Random) -> list[TaskSpec]:
     return [_task(rng, "item", count=rng.randrange(100, 300)), _task(rng, "check", "item", when="always")]
 
 
+def _rare(rng: random.Random) -> list[TaskSpec]:
+    """A service that somebody has to end, or a task that takes every machine it runs on with it."""
+    argv = rng.choice((ENDLESS, POISON))
+    return [TaskSpec("rare", Work(argv=argv, grace=rng.choice(GRACES))), _task(rng, "after", "rare", count=10)]
+
+
 def plan(seed: int, attempt: Attempt) -> Plan:
     """What an attempt will do: by the seed, its task and its number, so that it is the same wherever it runs."""
-    _, mean, bad = attempt.argv[:3]
     rng = random.Random(f"{seed}/{attempt.task}/{attempt.fence}")
+    if attempt.argv == ENDLESS:
+        return Plan(1e6, stubborn=rng.choice((0.0, 60.0)))
+    if attempt.argv == POISON:
+        return Plan(1.0 + rng.random(), is_poison=True)
+    _, mean, bad = attempt.argv
     seconds = float(mean) * rng.expovariate(1.0)
     stubborn = rng.choice((0.0, 0.0, 0.01, 1.0, 60.0))
     if rng.random() < float(bad):

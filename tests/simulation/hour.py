@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
+import random
 from unittest import mock
 
 import graphs
@@ -19,7 +21,9 @@ from weather import Climate, Weather, climate_of
 
 from titan_fast.config import WorkerSettings
 from titan_fast.master import server
-from titan_fast.scheduler import invariants
+from titan_fast.scheduler import invariants, recovery
+from titan_fast.scheduler.lifecycle import FINAL, TaskState
+from titan_fast.scheduler.state import Run, State, Tuning
 from titan_fast.testing.simulation.disk import SimulatedStore
 from titan_fast.testing.simulation.machines import Host
 from titan_fast.testing.simulation.world import Clock, World
@@ -69,7 +73,10 @@ class ClusterHour:
         self.cluster.on_fact_made = self.oracle.on_fact_made
         self.cluster.on_master = self.oracle.a_master_starts
         self.cluster.on_master_death = self.weather.master_died
+        self.oracle.asks = self.weather.somebody_asks  # type: ignore[method-assign]
+        self.oracle.has_jumped = lambda: self.weather.has_jumped  # type: ignore[method-assign]
         self.clients: list[Client] = []
+        self.replays = 0
         self._sabotage = contextlib.nullcontext if built_in or not sabotage else PATCHES[sabotage]
 
     def run(self) -> Hour:
@@ -94,6 +101,7 @@ class ClusterHour:
             name = f"w{number}"
             self.oracle.slots[name] = slots
             host = Host(self.world, name, self.oracle, lambda attempt: graphs.plan(self.seed, attempt))
+            host.on_poison = functools.partial(self.weather.power_cut, name)
             self.cluster.add_host(host, WorkerSettings(name=name, slots=slots, caps=caps, drain=5.0))
         shapes = self._draw()
         lives = []
@@ -103,6 +111,7 @@ class ClusterHour:
             client = Client(program, ADDRESS, TOKEN["client"], self.oracle, self.world.chance("client", number))
             self.clients.append(client)
             lives.append(program.main(client.live(shapes[number::CLIENTS], STORM)))
+        self._replay_now_and_then()
         self.weather.brew(FAULTS + self.rng.randrange(15), 5.0, STORM)
         self.world.run(STORM)
         self.weather.clear()
@@ -110,6 +119,7 @@ class ClusterHour:
             self.oracle.at_rest()
             raise Broken(f"clients still wait: {[client.name for client in self.clients if client.pending]}")
         self.world.run(self.world.now + 90.0)
+        self._replay_now_and_then()
         self._at_rest()
         return Hour(
             self.seed,
@@ -130,6 +140,25 @@ class ClusterHour:
             shapes.append(graphs.draw(self.rng, f"graph-{len(shapes)}"))
         return shapes
 
+    def _replay_now_and_then(self) -> None:
+        """What the store knows, replayed, is what the master has in memory, whenever nothing is on its way."""
+        if not self.weather.is_clear:
+            self.world.after(20.0 * self.rng.random(), self._replay_now_and_then)
+        master = self.cluster.master
+        if master is None or not hasattr(master, "garden") or master.pump.position != master.pump.durable:
+            return
+        self.replays += 1
+        aside = State(0, random.Random(0), Tuning())
+        for number, run in master.scheduler.state.runs.items():
+            record = self.store.run(number)
+            self.oracle.must(record is not None, "run", number, "is in memory and not on the disk")
+            assert record is not None
+            replayed, known = _remembered(recovery.rebuild(aside, record)), _remembered(run)
+            for what, value in known.items():
+                self.oracle.must(
+                    replayed[what] == value, "run", number, what, ": memory has", value, "the disk", replayed[what]
+                )
+
     def _at_rest(self) -> None:
         """Nothing is left over: no process, no lot, no result that nobody acknowledged."""
         self.oracle.at_rest()
@@ -143,6 +172,21 @@ class ClusterHour:
         for host in self.cluster.hosts.values():
             if host.processes:
                 raise Broken(f"{host.name} has processes that nobody has reaped: {list(host.processes.values())}")
+
+
+def _remembered(run: Run) -> dict[str, object]:
+    """What a restart must not change about a run."""
+    final = [index for index, value in enumerate(run.state) if TaskState(value) in FINAL]
+    unhappy = [index for index, value in enumerate(run.state) if value != TaskState.COMPLETED]
+    return {
+        "states": {index: TaskState(run.state[index]).name for index in final},
+        "generations": {index: number for index, number in run.generation.items() if number},
+        "failures": {index: run.failures[index] for index in unhappy if run.failures.get(index)},
+        "crashes": {index: run.crashes[index] for index in unhappy if run.crashes.get(index)},
+        "fences": list(run.best),
+        "floors": {index: run.floor_of(index) for index in unhappy if index not in final},
+        "status": run.status if run.is_final else "",
+    }
 
 
 def run_hour(seed: int, sabotage: str = "") -> Hour:

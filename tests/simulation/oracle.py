@@ -26,6 +26,8 @@ NOT_ITS_OWN = frozenset({"recalled", "killed", "absent", "replaced", "worker_los
 
 CANCEL_TIME = 60.0
 """Seconds after which whatever was cancelled is being ended."""
+RECENT = 60.0
+"""Seconds after which some trouble with a worker has had all its consequences."""
 AFTERMATH = 5.0
 """Seconds after some trouble with a worker in which it may still do what others were given meanwhile."""
 
@@ -48,6 +50,7 @@ class Task:
         "floor",
         "generation",
         "good",
+        "not_before",
         "state",
         "told",
     )
@@ -68,6 +71,8 @@ class Task:
         """That somebody asked for its end is on the disk."""
         self.cancelled_at = 0
         """The newest fence there was when a client was told that it is cancelled; 0: it is not."""
+        self.not_before = 0.0
+        """World time at which its backoff is over."""
         self.attempts: list[Process] = []
         self.told: dict[int, str] = {}
         """Generation -> the final state clients were told."""
@@ -97,6 +102,17 @@ class Book:
         self.is_reopened = False
         self.state = ""
         """Of the run, once it has ended."""
+
+    def above(self, spec: int) -> set[int]:
+        """All ancestors."""
+        found: set[int] = set()
+        todo = list(self.parents[spec])
+        while todo:
+            parent = todo.pop()
+            if parent not in found:
+                found.add(parent)
+                todo += self.parents[parent]
+        return found
 
     def index(self, label: str) -> int:
         name, _, member = label.partition("[")
@@ -135,6 +151,13 @@ class Oracle:
         self._early: dict[int, list[fact.TasksSettled | fact.AttemptsEnded | fact.TasksReopened]] = {}
         """Facts of runs that are not durable yet."""
 
+    def asks(self) -> None:
+        """Of no interest to a judge; those who make the weather listen."""
+
+    def has_jumped(self) -> bool:
+        """Whether a wall clock did; replaced by who makes the weather."""
+        return False
+
     def must(self, holds: object, *words: object) -> None:
         """Raises Broken, and tells the world: whoever called us may catch what he is given."""
         if not holds:
@@ -164,11 +187,13 @@ class Oracle:
         index = book.index(label)
         task = book.tasks[index]
         self._its_time_has_come(name, book, book.spec_of[index])
+        if not self.has_jumped():
+            self.must(self.world.now >= task.not_before, name, "starts before its backoff is over")
         self.must(
             not task.cancelled_at or process.fence <= task.cancelled_at, name, "is a new attempt after its cancel"
         )
         for before in task.attempts:
-            self._is_no_double(name, task, before, process)
+            self._is_no_double(name, book, index, before, process)
         task.attempts.append(process)
 
     def _its_time_has_come(self, name: str, book: Book, spec: int) -> None:
@@ -178,16 +203,25 @@ class Oracle:
             if when == "success":
                 self.must(not book.without_success[parent], name, "starts though", book.names[parent], "failed")
 
-    def _is_no_double(self, name: str, task: Task, before: Process, process: Process) -> None:
-        """A second process of a task needs a reason: the first failed, was ended, or its worker was in trouble."""
+    def _is_no_double(self, name: str, book: Book, index: int, before: Process, process: Process) -> None:
+        """A second process of a task needs a reason: the first failed, was ended, or its worker was in trouble; or one
+        of the tasks above had to run again."""
         if not before.is_running and (before.asked or before.ending is not Ending.EXIT or before.code):
             return
         trouble = max(self.trouble.get(host, -AFTERMATH) for host in (before.host, process.host))
         self.must(
-            trouble + AFTERMATH >= before.started,
+            trouble + AFTERMATH >= before.started or self._ran_again_above(book, book.spec_of[index], before.fence),
             name,
             f"runs though {format_fence(before.fence)} at {before.host}",
             "is running" if before.is_running else "succeeded",
+        )
+
+    def _ran_again_above(self, book: Book, spec: int, fence: int) -> bool:
+        return any(
+            process.fence > fence
+            for ancestor in book.above(spec)
+            for task in self._members(book, ancestor)
+            for process in task.attempts
         )
 
     def ended(self, process: Process) -> None:
@@ -248,13 +282,16 @@ class Oracle:
                 for index in range(item.first, item.first + item.count):
                     self._resolve(book, index, good=item.state == "SKIPPED")
             case fact.AttemptsEnded():
-                for index, state in zip(item.index, item.state, strict=True):
+                for row, (index, state) in enumerate(zip(item.index, item.state, strict=True)):
                     if state in FINAL:
                         self._resolve(book, index, good=state == "COMPLETED")
+                    elif row in item.due:
+                        book.tasks[index].not_before = self.world.now + item.due[row][1] - 0.01
             case fact.TasksReopened():
                 for first, count in item.stretches:
                     for task in book.tasks[first : first + count]:
                         task.cancelled_at = 0
+                        task.not_before = 0.0
                         task.attempts.clear()  # it runs again, and that is what was asked for
 
     def on_commit(self, facts: Sequence[fact.Fact]) -> None:
@@ -306,7 +343,8 @@ class Oracle:
         if reason == "worker_lost":
             task.crashes += 1
             host = item.worker[row]
-            self.must(host in self.trouble, name, "counts as a crash, and nothing happened to", host)
+            trouble = self.trouble.get(host, -RECENT) + RECENT
+            self.must(trouble >= self.world.now, name, "counts as a crash, and nothing happened to", host)
             self.must(task.crashes <= self._crash_limit, name, "crashed", task.crashes, "times")
             self.must(state in ("PENDING", "DEAD"), name, "is", state, "because its worker was lost")
         elif state in ("PENDING", "FAILED") and reason not in NOT_ITS_OWN:

@@ -11,11 +11,13 @@ from cluster import MASTER, Cluster
 
 from titan_fast.testing.simulation.network import Wire
 
-
 FINDS_OUT = 13.0
 """Seconds after which an agent has noticed that it talks to nobody, and is back."""
 BEARABLE = 15.0
 """Seconds without a word that nobody is given up for."""
+ATTACH_IS_SENT = 5
+"""Writes on a connection up to an agent's inventory: HELLO, CHALLENGE, PROOF, WELCOME, ATTACH."""
+FOR_EVER = 1e9
 
 
 class Climate(msgspec.Struct, frozen=True):
@@ -37,16 +39,18 @@ MIXED = Climate(
         "cut": 6,
         "half_cut": 4,
         "silence": 4,
+        "late_attach": 2,
         "jump_clock": 2,
         "slow_disk": 2,
         "full_disk": 2,
         "break_disk": 1,
         "stop_agent": 1,
+        "disaster": 2,
     },
 )
 MASTER_ONLY = Climate("master", {"kill_master": 6, "slow_disk": 1, "break_disk": 1, "cut": 3, "jump_clock": 1})
 """No worker loses anything, so no task may run twice."""
-NETWORK_ONLY = Climate("network", {"cut": 6, "half_cut": 5, "silence": 5, "isolate": 2})
+NETWORK_ONLY = Climate("network", {"cut": 6, "half_cut": 5, "silence": 4, "isolate": 2, "late_attach": 3})
 WORKERS_ONLY = Climate("workers", {"kill_agent": 6, "freeze_agent": 4, "power_cut": 3, "cut": 3, "stop_agent": 1})
 CLIMATES = (MIXED, MASTER_ONLY, NETWORK_ONLY, WORKERS_ONLY, MIXED)
 
@@ -66,6 +70,8 @@ class Weather:
         self.climate = climate
         self.counts: Counter[str] = Counter()
         self.is_clear = False
+        self.has_jumped = False
+        """A wall clock did, so due times mean less."""
         self._on_trouble = on_trouble
         self._off: set[str] = set()
         self._master_died = -BEARABLE
@@ -84,6 +90,11 @@ class Weather:
             self.counts[name] += 1
             self.world.note("fault", name)
             getattr(self, name)()
+
+    def somebody_asks(self) -> None:
+        """A good moment for the master to die."""
+        if not self.is_clear and "kill_master" in self.climate.faults and self.rng.random() < 0.1:
+            self.world.after(0.01 * self.rng.random(), self._strike, "kill_master")
 
     def _trouble(self, host: str, seconds: float = 0.0) -> None:
         """What a worker holds may be given to others from now on."""
@@ -150,7 +161,7 @@ class Weather:
     def freeze_agent(self) -> None:
         name = self.a_host()
         program = self.cluster.agents[name]
-        seconds = self.a_while(10.0)
+        seconds = self.a_while(12.0)
         self._trouble(name, seconds)
         program.freeze()
         self.world.after(seconds, program.thaw)
@@ -163,19 +174,31 @@ class Weather:
             self.cluster.stop_agent(name)
             self.world.after(20.0 + self.a_while(20.0), self._agent_returns, name)
 
-    def power_cut(self) -> None:
-        name = self.a_host()
+    def power_cut(self, name: str = "") -> None:
+        name = name or self.a_host()
         if name in self._off:
             return
         self._off.add(name)
-        self._trouble(name)
         self.cluster.power_cut(name)
         if self.rng.random() < 0.9 or not self.cluster.can_do_without(name, self._off):
-            self.world.after(self.a_while(15.0), self._power_returns, name)
+            away = self.a_while(15.0)
+            self._trouble(name, away)
+            self.world.after(away, self._power_returns, name)
+        else:
+            self._trouble(name, FOR_EVER)
 
     def _power_returns(self, name: str) -> None:
         self._off.discard(name)
         self._agent_returns(name)
+
+    def disaster(self) -> None:
+        """The disk is slow, the master dies with what it has not kept, one of those who knew it dies, too, and another
+        one comes late."""
+        self.cluster.store.pace = 5.0
+        self.world.after(3.0, self._strike, "kill_master")
+        self.world.after(3.0 + self.rng.random(), self._strike, "power_cut")
+        self.world.after(3.0, self._strike, "freeze_agent")
+        self.world.after(4.0, self._disk_is_well)
 
     # ------------------------------------------------------------ the network
 
@@ -192,8 +215,12 @@ class Weather:
         return self.rng.choice(wires) if wires else None
 
     def cut(self) -> None:
+        """Now, or with the next thing that is said."""
         if (wire := self.a_wire()) is not None:
-            wire.cut()
+            if self.rng.random() < 0.3:
+                wire.cut()
+            else:
+                wire.trap = wire.cut
 
     def half_cut(self) -> None:
         """Only one side notices; the other finds out by silence."""
@@ -210,9 +237,27 @@ class Weather:
             if self.rng.random() < 0.7:
                 self.world.after(seconds, wire.heal)
 
+    def late_attach(self) -> None:
+        """An agent connects anew and its inventory is on the way for so long that it tries again: the old inventory
+        arrives behind the new one."""
+        name = self.a_host()
+        wires = [wire for wire in self.cluster.network.open_wires() if wire.near.machine == name]
+        if wires:
+            self._strained(name, FINDS_OUT)
+            self.cluster.network.traps[name] = lambda wire: self._hold_back(wire, ATTACH_IS_SENT)
+            wires[0].cut()
+
+    def _hold_back(self, wire: Wire, after: int) -> None:
+        if after:
+            wire.trap = lambda: self._hold_back(wire, after - 1)
+        else:
+            wire.silence()
+            self.world.after(FINDS_OUT + self.a_while(1.0), wire.heal)
+
     # ------------------------------------------------------------ clocks and disk
 
     def jump_clock(self) -> None:
+        self.has_jumped = True
         clocks = [self.cluster.master_clock, *(host.clock for host in self.cluster.hosts.values())]
         self.rng.choice(clocks).wall += self.rng.choice((-3600.0, -5.0, 5.0, 3600.0))
 

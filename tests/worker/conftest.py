@@ -143,11 +143,11 @@ class ScriptedMaster:
         await self.until(lambda: len([each for each in self.sessions if each.attach]) >= number)
         return [each for each in self.sessions if each.attach][number - 1]
 
-    def close(self):
+    async def close(self):
         self.server.close()
         for session in self.sessions:
-            if session.transport is not None:
-                session.transport.abort()
+            session.transport.abort()
+        await self.until(lambda: all(session.is_lost for session in self.sessions))
 
 
 class ScriptedExecutor:
@@ -231,7 +231,7 @@ class Stage:
                 await scene(self.master)
             finally:
                 await self.kill()
-                self.master.close()
+                await self.master.close()
 
         asyncio.run(main())
 

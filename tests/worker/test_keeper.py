@@ -321,7 +321,7 @@ sys.exit(0)
     )
     assert kept.end() == 0
     assert len(kept.pids("agent")) == 3
-    told = [list(map(float, line[1:])) for line in kept.lines() if line[0] == "told"]
+    told = [[float(word) for word in line[1:] if word != "-"] for line in kept.lines() if line[0] == "told"]
     first, second, third = ([numbers[at : at + 4] for at in range(0, len(numbers), 4)] for numbers in told)
     assert [item[0] for item in first] == kept.pids("task")
     assert [item[2] for item in first] == [0, -signal.SIGTERM]
@@ -329,6 +329,32 @@ sys.exit(0)
     assert second == first, "the first agent died without having dealt with them"
     assert third == first[1:], "the second one took the first of them"
     assert ["synced"] in kept.lines()
+
+
+@pytest.mark.kill
+def test_of_what_an_agent_left_alive_the_keeper_knows_the_attempt_though_its_number_was_not_written_down(
+    keep, tmp_path
+):
+    kept = keep(
+        in_two_lives(
+            tmp_path,
+            """
+place = {"TITAN_ATTEMPT_DIR": "/some place/attempts/1.1"}
+lasting = "import os, time; print('task', os.getpid(), file=open(NOTES, 'a')); time.sleep(0.3); os._exit(4)"
+code = f"NOTES = {NOTES!r}; {lasting}"
+subprocess.Popen([sys.executable, "-c", code], env=place, start_new_session=True)
+subprocess.Popen([sys.executable, "-c", code], env=place)
+wait()
+""",
+            "sock = line()\nsay('told', *read(sock, 2))\nsys.exit(0)",
+        )
+    )
+    kept.wait_for("task", 2)
+    os.kill(kept.pids("agent")[0], signal.SIGKILL)
+    assert kept.end() == 0
+    (words,) = [line[1:] for line in kept.lines() if line[0] == "told"]
+    places = {(words[at + 2], words[at + 4]) for at in (0, 5)}
+    assert places == {("4", b"/some place/attempts/1.1".hex()), ("4", "-")}, "that of its first process alone"
 
 
 def test_a_process_is_waited_for_only_after_a_note_was_made():
@@ -378,6 +404,19 @@ def test_when_no_agent_stays_up_everything_ends(keep, tmp_path):
     assert said[-1] == (
         "titan-fast keeper: the agent ended with exit code 1, and none stayed up for 2 s: everything ends now"
     )
+
+
+@pytest.mark.kill
+def test_an_agent_that_the_master_knew_was_up_however_soon_it_died(keep, tmp_path):
+    code = """
+if len(open(NOTES).read().split("agent")) > 5:
+    sys.exit(0)
+line().send(b"!")
+os.kill(os.getpid(), 9)
+"""
+    kept = keep(f"NOTES = {str(tmp_path / 'notes')!r}\n{code}", "--loss-time", "0.3")
+    assert kept.end() == 0
+    assert len(kept.pids("agent")) == 5
 
 
 @pytest.mark.kill

@@ -107,9 +107,9 @@ def test_nothing_is_taken_after_the_end(clock):
         session.data_received(VERDICT)
         session._give_up(link_module.ConnectionLost("enough"))
         assert wire.is_aborted and not session.is_attached
-        session.data_received(KILL)
+        session.data_received(VERDICT + KILL)
         session.connection_lost(None)
-        session.data_received(KILL)
+        session.data_received(VERDICT + KILL)
         assert behind.told == ["attached", "detached"]
         assert str(await session.ended) == "enough"
 

@@ -87,7 +87,7 @@ class Hello(Message, frozen=True, omit_defaults=True):
     nonce: str
     """32 random bytes, as 64 lower-case hex digits; new for every connection."""
     token: str
-    """Which token the peer holds: ``client`` or ``worker`` (at the door of an agent ``task``); never the token itself."""
+    """Which token the peer holds: ``client`` or ``worker``, at an agent ``task``; never the token itself."""
     oldest: Count = 2
     """Oldest protocol version the peer speaks."""
     newest: Count = 2

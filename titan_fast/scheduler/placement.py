@@ -152,8 +152,9 @@ def _make_lot(
 def book(state: State, worker: Worker, run: Run, lot: Lot) -> None:
     """A lot into the books, in the order of its fence: a new one is the last, one that was found may be older."""
     state.in_flight[lot.priority] = state.in_flight.get(lot.priority, 0) + lot.count
-    at = bisect_left(worker.fences, lot.fence)
-    worker.fences.insert(at, lot.fence)
+    fences = worker.fences
+    at = len(fences) if not fences or fences[-1] < lot.fence else bisect_left(fences, lot.fence)
+    fences.insert(at, lot.fence)
     worker.lots.insert(at, lot)
     run.lots[lot.fence] = lot
 

@@ -326,7 +326,6 @@ def let_go(state: State, out: Outbox) -> None:
     for run in [run for run in state.runs.values() if run.held]:
         run.held = False
         finished = _cancel_what_nobody_holds(state, run, out)
-        _go_on(state, run)
         for spec in range(len(run.names)):
             first, end = run.first[spec], run.first[spec] + run.count[spec]
             is_due = run.open[spec] and not run.unmet[spec] and run.state.find(S.BLOCKED, first, end) >= 0
@@ -356,15 +355,3 @@ def _cancel_what_nobody_holds(state: State, run: Run, out: Outbox) -> list[int]:
             ended.append(spec)
         at = end
     return ended
-
-
-def _go_on(state: State, run: Run) -> None:
-    """Tasks that were out already, or opened again: they wait out what is left of their backoff or delay."""
-    returning, run.returning = run.returning, {}
-    for index, (due, seconds) in sorted(returning.items()):
-        spec = run.spec_of(index)
-        if run.state[index] != S.BLOCKED or run.unmet[spec]:
-            continue
-        # What was opened again may have a parent that ended later: its delay began then.
-        due = max(due, run.released_at.get(spec, 0.0) + run.options_of(spec).delay)
-        tasks.come_back(state, run, spec, index, tasks.left(state, due, seconds))

@@ -34,4 +34,21 @@ BACKOFF_FORGOTTEN = "backoff_forgotten"
 CRASHES_FORGOTTEN = "crashes_forgotten"
 """How many workers a task took with it is forgotten in a restart."""
 
-SABOTAGE = frozenset(value for name, value in list(globals().items()) if name.isupper())
+SABOTAGE = frozenset(
+    {
+        PARENTS_COUNTED_ONCE,
+        FORGET_TO_REQUEUE,
+        FLOOR_IGNORED,
+        PARENTS_FENCE_IGNORED,
+        ABSENT_IS_CRASH,
+        COPIED_STATE,
+        HIGHER_FENCE_IGNORED,
+        GENERATION_IGNORED,
+        RETRY_FLOOR_KEPT,
+        OLD_NONCE_KEPT,
+        HOLD_SKIPPED,
+        CANCEL_FORGOTTEN,
+        BACKOFF_FORGOTTEN,
+        CRASHES_FORGOTTEN,
+    }
+)

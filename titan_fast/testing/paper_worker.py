@@ -76,6 +76,8 @@ class PaperWorker:
         self._nonces: dict[str, str] = {}
         self._held: dict[int, _Stretch] = {}
         """By fence, one attempt each: what it has not said the end of, or nobody knows whether that was heard."""
+        self._undecided: set[int] = set()
+        """Fences whose results the master wants kept back until its next verdict."""
         self._told: deque[tuple[int, list[_Stretch]]] = deque()
         """RESULT frames of this session without an acknowledgement: sequence and what is in them."""
         self._sequence = 0
@@ -92,7 +94,6 @@ class PaperWorker:
 
     def welcomed(self, welcome: msg.Welcome) -> None:
         self._nonces[str(welcome.epoch)] = welcome.nonce
-        self.assigned_at = 0.0
 
     def inventory(self, connection: int) -> msg.Attach:
         held = tuple(
@@ -104,11 +105,12 @@ class PaperWorker:
 
     def attached(self, verdict: msg.VerdictMessage) -> None:
         self.attached_at = time.monotonic()
+        self._undecided.clear()
         self._judged(verdict)
 
     def detached(self) -> None:
         """What was not acknowledged may be lost."""
-        self.attached_at = 0.0
+        self.attached_at = self.assigned_at = 0.0
         self._hold(stretch for _, stretches in self._told for stretch in stretches)
         self._told.clear()
 
@@ -123,8 +125,8 @@ class PaperWorker:
                 while self._told and self._told[0][0] <= incoming.sequence:
                     self._told.popleft()
             case Op.RECALL:
-                for fence, count in zip(incoming.columns[3], incoming.columns[2], strict=True):
-                    self._report(self._taken(range(fence, fence + count)), Ending.RECALLED)
+                for first_fence, members in zip(incoming.columns[3], incoming.columns[2], strict=True):
+                    self._report(self._taken(range(first_fence, first_fence + members)), Ending.RECALLED)
             case Op.KILL:
                 self._report(self._taken(incoming.columns[2]), Ending.KILLED)
             case Op.VERDICT:
@@ -150,6 +152,8 @@ class PaperWorker:
         return [item for fence in fences if (item := self._held.pop(fence, None)) is not None]
 
     def _judged(self, verdict: msg.VerdictMessage) -> None:
+        self._undecided.difference_update(verdict.keep, verdict.kill)
+        self._undecided.update(verdict.wait)
         self._taken(verdict.kill)
         if not self.holds:
             self._report(self._taken(verdict.keep))
@@ -157,7 +161,7 @@ class PaperWorker:
     def let_go(self) -> None:
         self.holds = False
         if self.link.is_attached:
-            self._report(self._taken(list(self._held)))
+            self._report(self._taken([fence for fence in self._held if fence not in self._undecided]))
 
     def forget(self) -> None:
         """Everything it was given, as if it had never arrived."""
@@ -167,23 +171,42 @@ class PaperWorker:
         result = self._result if ending is Ending.EXIT else b""
         fit = min(RESULTS_PER_FRAME, RESULT_BYTES_PER_FRAME // max(1, len(result)))
         for frame in _frames(stretches, fit):
-            count = sum(stretch.count for stretch in frame)
+            columns = self._columns(frame, ending, len(result))
+            count = len(columns[0])
             self._sequence += 1
             self._told.append((self._sequence, frame))
             self.reported += count
-            same = [[value] * count for value in (0, 0, int(time.time() * 1e6), self._duration, 0, len(result))]
-            flags, code, *rest = same
-            columns = (
-                _column(frame, lambda stretch: [stretch.run] * stretch.count),
-                _column(frame, lambda stretch: range(stretch.first, stretch.first + stretch.count)),
-                _column(frame, lambda stretch: [stretch.generation] * stretch.count),
-                [int(ending)] * count,
-                flags,
-                _column(frame, lambda stretch: range(stretch.fence, stretch.fence + stretch.count)),
-                code,
-                *rest,
-            )
             self.link.send(send_hot(Op.RESULT, self._sequence, columns, result * count))
+
+    def _columns(self, frame: list[_Stretch], ending: Ending, result_size: int) -> list[list[int]]:
+        """Those of `_layout.LAYOUTS`, a row for each attempt."""
+        run: list[int] = []
+        index: list[int] = []
+        generation: list[int] = []
+        fence: list[int] = []
+        for stretch in frame:
+            run += [stretch.run] * stretch.count
+            index += range(stretch.first, stretch.first + stretch.count)
+            generation += [stretch.generation] * stretch.count
+            fence += range(stretch.fence, stretch.fence + stretch.count)
+
+        def same(value: int) -> list[int]:
+            return [value] * len(run)
+
+        started, nothing = int(time.time() * 1e6), same(0)
+        return [
+            run,
+            index,
+            generation,
+            same(ending),
+            nothing,
+            fence,
+            nothing,
+            same(started),
+            same(self._duration),
+            nothing,
+            same(result_size),
+        ]
 
 
 def _frames(stretches: Iterable[_Stretch], fit: int) -> Iterator[list[_Stretch]]:
@@ -201,10 +224,6 @@ def _frames(stretches: Iterable[_Stretch], fit: int) -> Iterator[list[_Stretch]]
                 frame, room = [], fit
     if frame:
         yield frame
-
-
-def _column(frame: list[_Stretch], values: Callable[[_Stretch], Iterable[int]]) -> list[int]:
-    return [value for stretch in frame for value in values(stretch)]
 
 
 class PaperWorkers:
@@ -235,7 +254,7 @@ class PaperWorkers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """They vanish, without a goodbye."""
-        self._do(lambda: [self._end(worker) for worker in self.workers])
+        self._each(self._end)
         self._thread.join()
 
     @classmethod
@@ -255,15 +274,15 @@ class PaperWorkers:
 
     def let_go(self) -> None:
         """They hold nothing back any more: it ends now."""
-        self._do(lambda: [worker.let_go() for worker in self.workers])
+        self._each(PaperWorker.let_go)
 
     def forget(self) -> None:
         """They lose what they hold, as if it had never arrived."""
-        self._do(lambda: [worker.forget() for worker in self.workers])
+        self._each(PaperWorker.forget)
 
     def vanish(self, worker: PaperWorker) -> None:
         """One is gone, without a goodbye."""
-        self._do(lambda: self._end(worker))
+        self._each(self._end, worker)
 
     def _live(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -275,11 +294,13 @@ class PaperWorkers:
         self._loop.create_task(worker.link.close())
         self._lives[self.workers.index(worker)].cancel()
 
-    def _do(self, job: Callable[[], object]) -> None:
+    def _each(self, do: Callable[[PaperWorker], None], *workers: PaperWorker) -> None:
+        """In their thread, for all of them or for these; returns when it is done."""
         done = threading.Event()
 
         def work() -> None:
-            job()
+            for worker in workers or self.workers:
+                do(worker)
             done.set()
 
         self._loop.call_soon_threadsafe(work)

@@ -24,6 +24,7 @@ from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming, send, send_hot
 from titan_fast.protocol.opcodes import Op
 from titan_fast.worker.command import build_environment, inherit, resolve_command
+from titan_fast.worker.door import Door, NoDoor
 from titan_fast.worker.executors.base import Attempt, Left, Outcome
 from titan_fast.worker.executors.spawn import OUTPUT_NAME
 from titan_fast.worker.journal import Begun, Ended, Past
@@ -77,15 +78,22 @@ class Agent:
         settings: WorkerSettings,
         addresses: list[tuple[str, int]],
         find_token: Callable[[], str],
-        machine: Machine | None = None,
+        machine: Machine,
+        on_attached: Callable[[], None] = lambda: None,
+        door: Door | NoDoor | None = None,
     ) -> None:
         """It belongs to the event loop that runs now, and goes on with what an earlier agent left.
 
-        Raises:
-            StateLocked: another agent is using the work directory.
+        Args:
+            find_token: asked before each connection; raises NoToken.
+            machine: where it lives, made for it.
+            on_attached: called after each verdict.
+            door: through which its attempts reach the master.
         """
         self._settings = settings
-        self._machine = machine or ThisMachine(settings)
+        self._machine = machine
+        self._on_attached = on_attached
+        self._door = door or NoDoor()
         self._files = self._machine.files
         self._journal = self._machine.journal
         self._slots = Slots(settings.slots or os.cpu_count() or 1)
@@ -147,6 +155,7 @@ class Agent:
             del self._wrote[fence]
         self._journal.forgotten(gone)
         for fence in self._slots.running:
+            self._door.admit(fence)
             self._shipper.add(fence, self._output_path(fence))
         if left or self._unacknowledged:
             log.warning(
@@ -174,6 +183,7 @@ class Agent:
         if self._machine.has_signals:
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, self.stop)
+        await self._door.open()
         link = asyncio.create_task(self._link.run())
         stop = asyncio.create_task(self._idle.wait())
         done, _ = await asyncio.wait([link, stop], return_when=asyncio.FIRST_COMPLETED)
@@ -189,6 +199,7 @@ class Agent:
             stop.cancel()
             await self._executor.close(0.5)
             self._shipper.close()
+            await self._door.close()
             await self._link.close()
             self._journal.close()
             self._files.close()
@@ -294,6 +305,7 @@ class Agent:
         if self._is_stopping:
             self._link.send(send(msg.Goodbye(empty=False)))
         self._copies.ask_again()
+        self._on_attached()
         self._start_next()
 
     def _judged(self, verdict: msg.VerdictMessage) -> None:
@@ -346,6 +358,7 @@ class Agent:
                 self._shipper.finish(fence, wrote.total)
 
     def detached(self) -> None:
+        self._door.hang_up()
         self._shipper.pause()
         self._to_send = []
         self._sent.clear()
@@ -463,6 +476,7 @@ class Agent:
             number = error.errno if isinstance(error, OSError) else 0
             self._not_started(start, str(error), number or 0)
             return
+        environment.update(self._door.admit(start.fence))
         self._executor.start(
             Attempt(start.fence, task, argv, environment, workdir, attempt_dir, work.timeout, work.grace)
         )
@@ -536,6 +550,7 @@ class Agent:
         start = self._slots.ended(fence)
         if start is None:
             return
+        self._door.dismiss(fence)
         if (wrote := self._wrote.get(fence)) is not None:
             wrote.total = outcome.output_size
         ended = Ended(
@@ -664,4 +679,11 @@ def _item(start: Start, stage: int, started: int) -> msg.Held:
 
 
 async def run_agent(settings: WorkerSettings, addresses: list[tuple[str, int]], find_token: Callable[[], str]) -> int:
-    return await Agent(settings, addresses, find_token).run()
+    """An agent on this machine; its exit code.
+
+    Raises:
+        TitanError: the work directory is in use, the token is wrong.
+    """
+    machine = ThisMachine(settings)
+    door = machine.door(addresses, find_token)
+    return await Agent(settings, addresses, find_token, machine, machine.attached, door).run()

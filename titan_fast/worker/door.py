@@ -40,6 +40,8 @@ log = logging.getLogger("titan_fast.worker")
 PER_ATTEMPT = 64
 IN_ALL = 256
 """Connections at a time."""
+STRANGERS = 64
+"""Those that have not proved anything yet."""
 PIECE = 1 << 16
 """Bytes that are passed on at once; a few of them may be on their way before nothing more is taken in."""
 PROOF_TIMEOUT = 5.0
@@ -63,8 +65,8 @@ class Door:
         self, folder: Path, worker_id: str, addresses: list[tuple[str, int]], find_token: Callable[[], str]
     ) -> None:
         """The socket is ``agent`` in the worker's folder. Where that path is too long for a socket, its file system
-        has none, or others may write there, it is in a folder of its own below /tmp, named after the worker and open to nobody else. Either way
-        the worker's next agent finds the same path, for the attempts that it goes on with.
+        has none, or others may write there, it is in a private folder below /tmp that is named after the worker. Either
+        way the worker's next agent finds the same path, for the attempts that it goes on with.
 
         Raises:
             InvalidUsage: neither place can be used.
@@ -116,6 +118,9 @@ class Door:
     # ------------------------------------------------------------ who comes
 
     def _visited(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if sum(not visit.fence for visit in self._visits) >= STRANGERS:
+            writer.transport.abort()
+            return
         visit = _Visit(self, reader, writer)
         task = self._visits[visit] = asyncio.get_running_loop().create_task(visit.run())
         task.add_done_callback(lambda _: self._left(visit, writer))
@@ -125,19 +130,25 @@ class Door:
         writer.transport.abort()
 
     def token_of(self, hello: msg.Hello) -> str:
-        """The secret of who says hello. Raises BadProof."""
-        if hello.token == Role.TASK and hello.fence in self._admitted:
-            return self._secret(hello.fence)
-        error = BadProof()
-        error.message = f"attempt {format_fence(hello.fence)} does not run at this worker (any more)"
-        error.hint = "TITAN_AGENT is for the task that was given it, as long as it runs"
-        raise error
+        """The secret of who says hello. Raises BadProof, Refused."""
+        self.check(hello.fence)
+        return self._secret(hello.fence) if hello.token == Role.TASK else ""
 
-    def check_room(self, fence: int = 0) -> None:
-        """For one more connection of an attempt, or for whoever it is. Raises Refused."""
-        if len(self._visits) > IN_ALL:
+    def check(self, fence: int) -> None:
+        """One more connection of an attempt.
+
+        Raises:
+            BadProof: it does not run here. Refused: there are too many.
+        """
+        if fence not in self._admitted:
+            error = BadProof()
+            error.message = f"attempt {format_fence(fence)} does not run at this worker (any more)"
+            error.hint = "TITAN_AGENT is for the task that was given it, as long as it runs"
+            raise error
+        fences = [visit.fence for visit in self._visits if visit.fence]
+        if len(fences) >= IN_ALL:
             raise Refused(f"{IN_ALL} connections of tasks at this worker already", hint="try again in a moment")
-        if fence and sum(visit.fence == fence for visit in self._visits) >= PER_ATTEMPT:
+        if fences.count(fence) >= PER_ATTEMPT:
             raise Refused(f"{PER_ATTEMPT} connections of this task already", hint="share one client in each process")
 
     # ------------------------------------------------------------ where they want to go
@@ -163,6 +174,25 @@ class Door:
         raise NoMaster(f"the agent of this task reaches no master ({reason})", hint="is the master running?")
 
 
+class NoDoor:
+    """For attempts that have nothing to say to a master: a simulation's."""
+
+    async def open(self) -> None:
+        return
+
+    def admit(self, fence: int) -> dict[str, str]:
+        return {}
+
+    def dismiss(self, fence: int) -> None:
+        return
+
+    def hang_up(self) -> None:
+        return
+
+    async def close(self) -> None:
+        return
+
+
 class _Visit:
     """One connection of a task, from HELLO to its end."""
 
@@ -177,10 +207,9 @@ class _Visit:
         """To its end; whoever made it then breaks off what is left of the connection."""
         _, writer = self._ends
         try:
-            self._door.check_room()
             async with asyncio.timeout(PROOF_TIMEOUT):
                 fence = await self._be_proved()
-            self._door.check_room(fence)
+            self._door.check(fence)  # which may have ended meanwhile
             self.fence = fence
             master, welcome = await self._door.dial(fence)
             try:

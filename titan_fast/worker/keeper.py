@@ -7,8 +7,9 @@ one, which goes on with it; when none stays up it ends everything. It ends with 
 process behind.
 
 How orphans ended is kept in memory until an agent has taken it: the agent has one end of a socket (KEEPER_EXITS), on
-which it is told line by line, ``pid start status at``, answers TAKEN for each line it has dealt with, and may send
-SYNC, whose answer is an empty line. Only then is it forgotten; a note is made before the process is waited for.
+which it is told line by line, ``pid start status at place``, and answers TAKEN for each line it has dealt with. It may
+send SYNC, whose answer is an empty line, and sends UP when the master knows it. A note is made before the process is
+waited for, and forgotten when it is taken.
 
 The agent must not outlive it. Only the agent itself can ask for that without a gap, so it begins with
 `die_with_keeper()`: SIGKILL when the parent dies, then a look whether TITAN_KEEPER_PID still is the parent.
@@ -30,18 +31,20 @@ from typing import NamedTuple, NoReturn
 KEEPER_PID = "TITAN_KEEPER_PID"
 KEEPER_EXITS = "TITAN_KEEPER_EXITS"
 """Number of the agent's descriptor on which it is told of exits."""
-TAKEN, SYNC = b".", b"?"
+TAKEN, SYNC, UP = b".", b"?", b"!"
 ON_PURPOSE = (0, 2, 3, 5, 70)
 """Exit codes with which an agent ends because it means to; anything else is a death."""
 GAVE_UP = 70
 """The keeper's exit code when no agent stays up."""
 FIRST_PAUSE = 0.05
-LONGEST_PAUSE = 5.0
-STAYS_UP = 10.0
+LONGEST_PAUSE = 1.0
+STAYS_UP = 5.0
 """Seconds an agent has to live for its death to be the first one again."""
 LOSS_TIME = 15.0
-"""Seconds without an agent that stays up until everything is ended: by then the master has given the worker up, and
-what runs here runs elsewhere, too."""
+"""Seconds without an agent that says UP or stays up until everything is ended: by then the master has given the worker
+up, and what runs here runs elsewhere, too."""
+_FAULT_PAUSE = 5.0
+"""Seconds to wait after a fault of our own."""
 
 _SAME_REQUEST = 0.3
 """A signal that comes again within so many seconds is the same Ctrl-C, come twice (from the terminal and a parent)."""
@@ -77,6 +80,8 @@ class Keeper:
         self._options = options
         self._agent = 0
         self._started = 0.0
+        self._is_up = False
+        """The agent has said UP."""
         self._alone_since = 0.0
         """When the first agent died of those that did not stay up."""
         self._pause = FIRST_PAUSE
@@ -85,6 +90,9 @@ class Keeper:
         self._unsent = b""
         self._exits: deque[bytes] = deque()
         """The spool: a line for each exit that no agent has taken."""
+        self._places: dict[int, bytes] = {}
+        """TITAN_ATTEMPT_DIR of living orphans, in hex: the dead have no environment, and an agent that was killed while
+        it started a process did not come to write its number down."""
         self._asked = 0
         """The signal that told us to stop; 0: none has."""
         self._heard_at: dict[int, float] = {}
@@ -101,10 +109,13 @@ class Keeper:
             if self._is_forced or self._asked or status in ON_PURPOSE:
                 self._end_orphans()
                 return 128 + self._asked if self._is_forced else status if status >= 0 else 128 - status
+            self._look_at_orphans()
             how = f"ended with exit code {status}" if status >= 0 else f"was ended by signal {-status}"
             now = time.monotonic()
-            if not self._alone_since or now - self._started >= STAYS_UP:
-                self._alone_since, self._pause = now, FIRST_PAUSE
+            if now - self._started >= STAYS_UP:
+                self._is_up, self._pause = True, FIRST_PAUSE
+            if self._is_up or not self._alone_since:
+                self._alone_since = now
             left = self._alone_since + self._options.loss_time - now
             if left <= 0:
                 _say(f"the agent {how}, and none stayed up for {self._options.loss_time:g} s: everything ends now")
@@ -113,6 +124,7 @@ class Keeper:
             pause = min(self._pause, left)
             _say(f"the agent {how}; starting it again in {pause:.2g} s")
             self._wait_until(now + pause)
+            self._look_at_orphans()
             self._pause = min(LONGEST_PAUSE, self._pause * 2)
             if self._asked:
                 self._end_orphans()
@@ -123,7 +135,7 @@ class Keeper:
     def _run_agent(self) -> int:
         """Start it and wait for its end: its exit code, or minus the signal that ended it."""
         if not self._agent:
-            self._started = time.monotonic()
+            self._started, self._is_up = time.monotonic(), False
             try:
                 self._agent = self._start_agent()
             except OSError as error:
@@ -135,6 +147,7 @@ class Keeper:
             for pid, status in self._reap():
                 if pid == self._agent:
                     self._agent = 0
+                    self._hear_agent()
                     self._hang_up()
                     return status
             if not self._force_at:
@@ -228,9 +241,16 @@ class Keeper:
 
     def _record(self, pid: int, status: int) -> None:
         """Make a note of who ended how, and tell the agent."""
-        line = b"%d %d %d %.6f\n" % (pid, _start_time(pid), status, time.monotonic())
+        place = self._places.pop(pid, b"-")
+        line = b"%d %d %d %.6f %s\n" % (pid, _start_time(pid), status, time.monotonic(), place)
         self._exits.append(line)
         self._tell(line)
+
+    def _look_at_orphans(self) -> None:
+        """Note which attempts the living ones lead: the first process of each has a session of its own."""
+        for pid in _children():
+            if _stat(pid)[3:4] == [str(pid)] and (place := _place_of(pid)):
+                self._places[pid] = place
 
     # ---------------------------------------------------------------- telling the agent
 
@@ -260,6 +280,7 @@ class Keeper:
         for _ in range(min(words.count(TAKEN), len(self._exits))):
             self._exits.popleft()
         self._tell(b"\n" * words.count(SYNC))
+        self._is_up = self._is_up or UP in words
 
     def _hang_up(self) -> None:
         """What was not taken is told to the next agent."""
@@ -339,6 +360,16 @@ def _stat(pid: int | str) -> list[str]:
         return []
 
 
+def _place_of(pid: int) -> bytes:
+    """A process's TITAN_ATTEMPT_DIR in hex; empty when it has none, or is none of ours."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            _, _, rest = (b"\0" + file.read()).partition(b"\0TITAN_ATTEMPT_DIR=")
+    except OSError:
+        return b""
+    return rest.partition(b"\0")[0].hex().encode()
+
+
 def _start_time(pid: int) -> int:
     """Clock ticks since boot at which a process started: with it the number names one process."""
     fields = _stat(pid)
@@ -401,7 +432,7 @@ def main() -> NoReturn:
             code = keeper.run()
         except Exception as error:  # whatever it is, the processes in our care come first
             _say(f"{type(error).__name__}: {error}; going on")
-            time.sleep(LONGEST_PAUSE)
+            time.sleep(_FAULT_PAUSE)
             continue
         os._exit(code)
 

@@ -19,6 +19,7 @@ import psutil
 from titan_fast.config import WorkerSettings, home
 from titan_fast.errors import StateLocked
 from titan_fast.protocol.connection import Incoming
+from titan_fast.worker.door import Door
 from titan_fast.worker.executors.base import Clocks, Executor, Observer, now
 from titan_fast.worker.executors.spawn import SpawnExecutor
 from titan_fast.worker.exits import Exits
@@ -111,10 +112,11 @@ class ThisMachine:
         self.journal = Journal(JournalFile(self._workspace.root / "attempts.journal"), boot_id())
         self.environ: Mapping[str, str] = os.environ
         self.has_signals = True
+        self._exits = Exits.of_keeper(os.environ)
 
     def executor(self, observer: Observer) -> Executor:
-        exits = Exits.of_keeper(self.environ)
-        return SpawnExecutor(observer, file_limit=self._settings.file_limit, recorder=self.journal, exits=exits)
+        limit = self._settings.file_limit
+        return SpawnExecutor(observer, file_limit=limit, recorder=self.journal, exits=self._exits)
 
     def shipper(self, emit: Emit) -> Shipping:
         return Shipper(emit, limit=self._settings.output_limit)
@@ -122,8 +124,16 @@ class ThisMachine:
     def copies(self, send: Callable[[bytes], None]) -> Copies:
         return Projects(self._workspace, send)
 
+    def door(self, addresses: list[tuple[str, int]], find_token: Callable[[], str]) -> Door:
+        return Door(self._workspace.root, self._workspace.worker_id, addresses, find_token)
+
     def clocks(self) -> Clocks:
         return now()
+
+    def attached(self) -> None:
+        """The master knows this worker's agent: so should its keeper."""
+        if self._exits is not None:
+            self._exits.up()
 
     def pulse(self) -> tuple[float, int]:
         return os.getloadavg()[0], psutil.virtual_memory().available

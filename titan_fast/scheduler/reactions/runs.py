@@ -179,7 +179,7 @@ def reopen(state: State, run: Run, stretches: list[tuple[int, int]], floor: int)
         for index in range(start, start + length):
             run.generation[index] = run.generation.get(index, 0) + 1
             run.floors[index] = floor
-            for column in (run.failures, run.crashes, run.reasons, run.results):
+            for column in (run.failures, run.crashes, run.reasons, run.results, run.returning):
                 column.pop(index, None)
             run.dropped.discard(index)
             run.cancel_asked.discard(index)

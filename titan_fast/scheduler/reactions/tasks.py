@@ -60,10 +60,28 @@ def release(state: State, run: Run, spec: int, first: int, count: int) -> None:
         run.released_at.setdefault(spec, state.wall)
         return
     delay = run.options_of(spec).delay
-    if delay > 0:
-        wait(state, run, first, count, left(state, run.released_at.get(spec, state.wall) + delay, delay))
-    else:
-        make_ready(state, run, spec, first, count)
+    due = run.released_at.get(spec, state.wall) + delay if delay else 0.0
+    stretches = [(first, count)]
+    if run.returning:
+        _go_on(state, run, spec, first, count, due)
+        stretches = [(start, length) for of, start, length in run.stretches(first, count) if of is S.BLOCKED]
+    seconds = left(state, due, delay)
+    for start, length in stretches:
+        if seconds > 0:
+            wait(state, run, start, length, seconds)
+        else:
+            make_ready(state, run, spec, start, length)
+
+
+def _go_on(state: State, run: Run, spec: int, first: int, count: int, due: float) -> None:
+    """Those that were out during the hold, or opened again, wait out what is left of their own backoff or delay."""
+    members = range(first, first + count)
+    found = members if count < len(run.returning) else sorted(run.returning)
+    for index in found:
+        if index in members and index in run.returning:
+            own, seconds = run.returning.pop(index)
+            # A delay that began again has not begun before the last parent ended.
+            come_back(state, run, spec, index, left(state, max(own, due), seconds))
 
 
 def left(state: State, due: float, seconds: float) -> float:
@@ -346,8 +364,8 @@ def _record(
     if public == "PENDING":
         run.floors[index] = max(fence, run.floor_of(index))
         ask_again(state, run, lot.spec)
-    else:
-        run.best[lot.spec] = max(run.best[lot.spec], fence)
+    elif fence > run.best[lot.spec]:
+        run.best[lot.spec] = fence
     batch = out.ended(state.wall, run.id)
     batch.index.append(index)
     batch.generation.append(lot.generation)
@@ -412,7 +430,8 @@ def settle(state: State, run: Run, finished: list[int], out: Outbox) -> None:
     """Specs with no open member left: count them off their children, and so on down; then look at the run."""
     sabotaged = PARENTS_COUNTED_ONCE in state.tuning.sabotage
     for spec in finished:  # grows while we walk it
-        ask_again(state, run, spec)
+        if state.undecided:
+            ask_again(state, run, spec)
         for child in run.children_of(spec):
             if not run.unmet[child] or not run.open[child]:
                 continue

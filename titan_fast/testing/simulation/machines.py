@@ -35,7 +35,8 @@ class Plan(msgspec.Struct, frozen=True):
     code: int = 0
     stubborn: float = 0.0
     """Seconds it goes on after TERM."""
-    result: bytes = b""
+    is_poison: bool = False
+    """It takes its machine with it."""
 
 
 class Process(msgspec.Struct, eq=False):
@@ -90,6 +91,7 @@ class Host:
         """By fence: what runs, and what has ended and no agent has reaped yet."""
         self.executor: SimulatedExecutor | None = None
         """That of the agent that lives."""
+        self.on_poison: Callable[[], None] = lambda: None
 
     def clocks(self) -> Clocks:
         now = self.world.now + self.clock.monotonic
@@ -127,6 +129,9 @@ class Host:
 
     def _ends(self, process: Process, ending: Ending, code: int) -> None:
         if process.is_running:
+            if process.plan.is_poison and process.asked is None:
+                self.on_poison()
+                return
             process.ended, process.ending, process.code = self.world.now, ending, code
             self.ledger.ended(process)
             if self.executor is not None:
@@ -255,7 +260,7 @@ class SimulatedExecutor:
     async def close(self, grace: float) -> None:
         for fence in [*self._beginning, *self._host.processes]:
             self.kill(fence, grace)
-        while self._host.processes:
+        while self._host.processes:  # noqa: ASYNC110 - time is cheap here
             await asyncio.sleep(0.05)
 
 

@@ -198,6 +198,8 @@ class Wire:
         self.near.peer, self.far.peer = self.far, self.near
         self.is_cut = False
         self.is_silent = False
+        self.trap: Callable[[], None] | None = None
+        """What happens to it with the next thing that is said; that is the first to be lost."""
         self._held: list[tuple[End, bytes | None]] = []
 
     @property
@@ -209,6 +211,9 @@ class Wire:
         return not (self.is_cut or self.near.is_lost or self.far.is_lost)
 
     def carry(self, sender: End, data: bytes | None, when: float) -> None:
+        if self.trap is not None:
+            trap, self.trap = self.trap, None
+            trap()
         if self.is_cut:
             return
         if self.is_silent:
@@ -276,6 +281,18 @@ class Listener(asyncio.AbstractServer):
     async def wait_closed(self) -> None:
         return None
 
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self.program
+
+    def is_serving(self) -> bool:
+        return self.network.listeners.get(self.address) is self
+
+    async def start_serving(self) -> None:
+        return None
+
+    async def serve_forever(self) -> None:
+        raise NotImplementedError("a listener listens from its beginning to its end")
+
 
 class Network:
     """All wires and listeners. ``machine_of`` tells which machine a program runs on, for what happens to machines."""
@@ -286,6 +303,8 @@ class Network:
         self.listeners: dict[tuple[str, int], Listener] = {}
         self.wires: dict[int, Wire] = {}
         self.isolated: set[str] = set()
+        self.traps: dict[str, Callable[[Wire], None]] = {}
+        """Machine -> what happens to the next connection it makes."""
         self._machine_of = machine_of
         self._numbers = 0
         self._rng = world.chance("network")
@@ -315,6 +334,8 @@ class Network:
         there = self._machine_of(listener.program)
         wire = self.wires[number] = Wire(self, number, (program, machine), (listener.program, there))
         self.world.note(program, "connects", number)
+        if (trap := self.traps.pop(machine, None)) is not None:
+            trap(wire)
         wire.near.arrives = self.world.now + self.pace.delay(rng)  # nothing overtakes the connection itself
         self.world.post(listener.program, wire.near.arrives, self._accept, wire, listener)
         protocol = factory()

@@ -16,8 +16,9 @@ import time
 from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Executor
 from heapq import heappop, heappush
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, TypeVarTuple
 from unittest import mock
 
 PATIENCE = 200_000
@@ -26,6 +27,8 @@ RECENT = 400
 """Lines of the trace that a failure shows."""
 
 
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 Factory = Callable[[], asyncio.BaseProtocol]
 
 
@@ -108,7 +111,7 @@ class World:
 
     def _run_one(self, handle: asyncio.Handle) -> None:
         program: Program = handle._loop  # type: ignore[attr-defined]
-        if handle._cancelled or program.is_dead:  # type: ignore[attr-defined]
+        if handle._cancelled or program.is_dead:
             return
         if program.is_frozen:
             program.backlog.append(handle)
@@ -264,7 +267,7 @@ class Program(asyncio.BaseEventLoop):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             for _ in range(3):  # a `finally` that awaits refuses to be closed once
                 with contextlib.suppress(BaseException):
-                    task.get_coro().close()  # type: ignore[union-attr]
+                    task.get_coro().close()
                     break
         self._relics = set()
         self.on_death.clear()
@@ -279,22 +282,25 @@ class Program(asyncio.BaseEventLoop):
         return self.world.now + self.clock.wall
 
     def call_soon(
-        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context or self.context)
         if not self.is_dead:
             self.world._ready.append(handle)
         return handle
 
-    call_soon_threadsafe = call_soon
+    def call_soon_threadsafe(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        return self.call_soon(callback, *args, context=context)
 
     def call_later(
-        self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context or self.context)
         if not self.is_dead:
@@ -310,9 +316,9 @@ class Program(asyncio.BaseEventLoop):
         task.add_done_callback(lambda done: done.cancelled() or done.result())
         return task
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+    def run_in_executor(self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
         """A thread is done in the next callback."""
-        future = self.create_future()
+        future: asyncio.Future[T] = self.create_future()
 
         def work() -> None:
             try:
@@ -325,7 +331,7 @@ class Program(asyncio.BaseEventLoop):
         self.call_soon(work)
         return future
 
-    def add_signal_handler(self, sig: int, callback: Callable[..., object], *args: Any) -> None:
+    def add_signal_handler(self, sig: int, callback: Callable[[*Ts], object], *args: *Ts) -> None:
         """Nobody sends signals here; `kill` and `freeze` do what they would."""
 
     def remove_signal_handler(self, sig: int) -> bool:

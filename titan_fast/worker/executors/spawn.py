@@ -620,11 +620,14 @@ def _wait_for(live: _Live) -> None:
 
 
 def _told_of(live: _Live, left: Left, backlog: list[Told]) -> Exit | None:
-    """What the keeper knows of the end of an attempt's first process: the one we saw, or the one written down."""
+    """What the keeper knows of the end of an attempt's first process: the one we saw, or the one written down, or, if
+    that agent did not come to it, the one that was given this attempt's directory."""
     for told in backlog:
         if (told.pid, told.start) == (live.pid, live.start):
             return told.exit
         if told.pid == left.pid and tree.is_start(told.start, left.began.boot, left.spawned):
+            return told.exit
+        if not left.pid and live.pid < 0 and told.place == _encode(left.attempt.attempt_dir):
             return told.exit
     return None
 
