@@ -83,6 +83,10 @@ LAYOUTS: dict[int, tuple[str, tuple[tuple[str, str], ...]]] = {
 
 LOT, STARTED, RESULT, SLICE, KILL, PULSE = 1, 2, 3, 4, 5, 6
 
+# Starting a process.
+MAX_NOTE = 200
+"""Bytes of what a new process writes down about itself (the buffer in `_spawn.pyx` has room for it)."""
+
 # The ready queue.
 QUANTUM = 0.001
 """Seconds of expected work one run may take from a class before another run of equal priority has its turn."""

@@ -2,7 +2,12 @@
 
 from collections.abc import Sequence
 
-def spawn(argv: Sequence[bytes], env: Sequence[bytes], cwd: bytes, output: int, file_limit: int) -> tuple[int, int]:
+Note = tuple[int, bytes]
+"""A descriptor open for appending, and what is written there before ``pid,seconds since boot]`` and a line's end."""
+
+def spawn(
+    argv: Sequence[bytes], env: Sequence[bytes], cwd: bytes, output: int, file_limit: int, note: Note | None = None
+) -> tuple[int, int]:
     """Start a program in a session (and so a process group) of its own.
 
     Standard input is /dev/null, standard output and error are the descriptor ``output``, every other descriptor
@@ -13,6 +18,8 @@ def spawn(argv: Sequence[bytes], env: Sequence[bytes], cwd: bytes, output: int, 
         argv: the program (a path with a slash; nothing is searched) and its arguments.
         env: ``KEY=value`` entries.
         cwd: where it runs.
+        note: what the new process writes, in one write, before it becomes the program: so no program runs that was
+            not noted, whenever this process is killed. At most 200 bytes.
 
     Returns:
         (pid, pidfd); pidfd is -1 where the kernel has none.

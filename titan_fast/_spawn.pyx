@@ -12,14 +12,18 @@ import os
 from libc.stdlib cimport free, malloc
 from libc.string cimport strlen
 
+from titan_fast._layout import MAX_NOTE
+
 cdef extern from *:
     """
     #include <errno.h>
     #include <fcntl.h>
     #include <signal.h>
+    #include <string.h>
     #include <sys/resource.h>
     #include <sys/types.h>
     #include <sys/wait.h>
+    #include <time.h>
     #include <unistd.h>
     #ifdef __linux__
     #include <sys/syscall.h>
@@ -29,6 +33,7 @@ cdef extern from *:
     #define NSIG 65
     #endif
 
+    enum { TITAN_NOTE = 200 };       /* _layout.MAX_NOTE */
     enum { TITAN_AT_START = 0, TITAN_AT_FOLDER = 1, TITAN_AT_PROGRAM = 2 };
 
     typedef struct {
@@ -37,6 +42,9 @@ cdef extern from *:
         const char *cwd;
         int output;
         long long file_limit;
+        int note;               /* -1: none */
+        const char *head;
+        size_t head_size;
         pid_t pid;              /* out */
         int pidfd;              /* out: -1 where the kernel has none */
         volatile int error;     /* out: errno of the step that failed, written by the child */
@@ -73,6 +81,38 @@ cdef extern from *:
         _exit(127);
     }
 
+    static char *titan_digits(char *at, unsigned long long number, int width) {
+        char text[24];
+        int count = 0;
+        do {
+            text[count++] = (char)('0' + number % 10);
+            number /= 10;
+        } while (number || count < width);
+        while (count)
+            *at++ = text[--count];
+        return at;
+    }
+
+    /* In the child: head, pid, seconds since boot. One write; if it fails, the parent's own note has to do. */
+    static void titan_note(titan_spawn *s) {
+        char line[TITAN_NOTE + 64], *at = line;
+        struct timespec now;
+    #ifdef CLOCK_BOOTTIME
+        clock_gettime(CLOCK_BOOTTIME, &now);
+    #else
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    #endif
+        memcpy(at, s->head, s->head_size);
+        at = titan_digits(at + s->head_size, (unsigned long long)getpid(), 1);
+        *at++ = ',';
+        at = titan_digits(at, (unsigned long long)now.tv_sec, 1);
+        *at++ = '.';
+        at = titan_digits(at, (unsigned long long)(now.tv_nsec / 1000), 6);
+        *at++ = ']';
+        *at++ = '\\n';
+        while (write(s->note, line, (size_t)(at - line)) < 0 && errno == EINTR) {}
+    }
+
     /* In the child. Not inlined: what it keeps on the stack must not overlap the parent's frame. */
     static void __attribute__((noinline)) titan_child(titan_spawn *s) {
         struct sigaction standard;
@@ -98,6 +138,8 @@ cdef extern from *:
 
         if (chdir(s->cwd) < 0)
             titan_fail(s, TITAN_AT_FOLDER);
+        if (s->note >= 0)
+            titan_note(s);      /* before the limit: it is the program's */
         if (s->file_limit > 0 && getrlimit(RLIMIT_FSIZE, &limit) == 0) {
             if ((rlim_t)s->file_limit < limit.rlim_max)
                 limit.rlim_max = (rlim_t)s->file_limit;
@@ -142,6 +184,9 @@ cdef extern from *:
         const char *cwd
         int output
         long long file_limit
+        int note
+        const char *head
+        size_t head_size
         int pid
         int pidfd
         int step
@@ -172,11 +217,12 @@ cdef char *_text(bytes item) except NULL:
     return text
 
 
-def spawn(argv, env, bytes cwd not None, int output, long long file_limit):
+def spawn(argv, env, bytes cwd not None, int output, long long file_limit, note=None):
     """Start a program in a session of its own; see `_spawn.pyi`."""
     cdef titan_spawn request
     cdef tuple arguments = tuple(argv)
     cdef tuple entries = tuple(env)
+    cdef bytes head = b""
     cdef int error
     if not arguments:
         raise ValueError("argv is empty")
@@ -187,6 +233,13 @@ def spawn(argv, env, bytes cwd not None, int output, long long file_limit):
         request.cwd = _text(cwd)
         request.output = output
         request.file_limit = file_limit
+        request.note = -1
+        if note is not None:
+            request.note, head = note
+            if len(head) > MAX_NOTE:
+                raise ValueError("the note is too long")
+        request.head = head
+        request.head_size = <size_t>len(head)
         with nogil:
             error = titan_spawn_run(&request)
         if error:

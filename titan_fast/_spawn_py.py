@@ -14,7 +14,10 @@ import resource
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+
+from titan_fast._layout import MAX_NOTE
 
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 _RESTORED = {signal.SIGPIPE, getattr(signal, "SIGXFSZ", None), getattr(signal, "SIGXFZ", None)}
@@ -22,10 +25,19 @@ _RESTORED = {signal.SIGPIPE, getattr(signal, "SIGXFSZ", None), getattr(signal, "
 _limit_lock = threading.Lock()
 
 
-def spawn(argv: Sequence[bytes], env: Sequence[bytes], cwd: bytes, output: int, file_limit: int) -> tuple[int, int]:
+def spawn(
+    argv: Sequence[bytes],
+    env: Sequence[bytes],
+    cwd: bytes,
+    output: int,
+    file_limit: int,
+    note: tuple[int, bytes] | None = None,
+) -> tuple[int, int]:
     """Start a program in a session of its own; see `_spawn.pyi`."""
     if not argv:
         raise ValueError("argv is empty")
+    if note is not None and len(note[1]) > MAX_NOTE:
+        raise ValueError("the note is too long")
     _check_text(*argv, *env, cwd)
     if not argv[0]:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), "")
@@ -42,7 +54,7 @@ def spawn(argv: Sequence[bytes], env: Sequence[bytes], cwd: bytes, output: int, 
                 env=_mapping(env),
                 start_new_session=True,
                 close_fds=True,
-                preexec_fn=_preparation(),
+                preexec_fn=_preparation(note),
             )
     except OSError as error:
         place = cwd if error.filename == cwd else argv[0]
@@ -86,18 +98,35 @@ def _file_limit(wanted: int) -> Iterator[int]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def _preparation() -> Callable[[], None] | None:
+def _preparation(note: tuple[int, bytes] | None) -> Callable[[], None] | None:
     """What must run between fork and exec, or None, which is the usual case and lets subprocess use vfork."""
     ignored = [number for number in _SIGNALS if number not in _RESTORED and signal.getsignal(number) == signal.SIG_IGN]
-    if not ignored and not signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+    if note is None and not ignored and not signal.pthread_sigmask(signal.SIG_BLOCK, ()):
         return None
 
     def prepare() -> None:
+        if note is not None:
+            _write_note(*note)
         for number in ignored:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     return prepare
+
+
+def _write_note(descriptor: int, head: bytes) -> None:
+    """In the child. The file limit is the program's, and must not end us here."""
+    too_large = getattr(signal, "SIGXFSZ", None)
+    if too_large is not None:
+        signal.signal(too_large, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        os.write(descriptor, b"%s%d,%.6f]\n" % (head, os.getpid(), _boot_time()))
+    if too_large is not None:
+        signal.signal(too_large, signal.SIG_DFL)
+
+
+def _boot_time() -> float:
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _open_pidfd(pid: int) -> int:

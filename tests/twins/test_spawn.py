@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import select
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -294,3 +296,37 @@ def test_no_pidfd_is_minus_one(monkeypatch, output):
     pid, pidfd = _spawn_py.spawn([b"/bin/true"], [], b"/", output[0], 0)
     assert pidfd == -1
     assert reap(pid) == (os.CLD_EXITED, 0)
+
+
+def test_the_process_notes_itself_before_it_is_the_program(twin, tmp_path):
+    """Whoever is killed right after the start finds the note; it is one write at the end of the file."""
+    notes = os.open(tmp_path / "notes", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(notes, b"first\n")
+    output = os.open(tmp_path / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        before = time.clock_gettime(time.CLOCK_BOOTTIME)
+        argv = [b"/bin/cat", bytes(tmp_path / "notes")]
+        pid, pidfd = twin.spawn(argv, [], b"/", output, 0, (notes, b'["spawned",42,'))
+        os.waitpid(pid, 0)
+        if pidfd >= 0:
+            os.close(pidfd)
+        after = time.clock_gettime(time.CLOCK_BOOTTIME)
+    finally:
+        os.close(notes)
+        os.close(output)
+    seen = (tmp_path / "output").read_text()
+    assert seen == (tmp_path / "notes").read_text(), "the program runs after the note"
+    first, note = seen.splitlines()
+    assert first == "first"
+    kind, fence, noted_pid, at = json.loads(note)
+    assert (kind, fence, noted_pid) == ("spawned", 42, pid)
+    assert before - 0.001 <= at <= after + 0.001
+
+
+def test_a_note_that_is_too_long_is_refused(twin, tmp_path):
+    output = os.open(tmp_path / "output", os.O_WRONLY | os.O_CREAT)
+    try:
+        with pytest.raises(ValueError, match="the note is too long"):
+            twin.spawn([b"/bin/true"], [], b"/", output, 0, (output, b"x" * 201))
+    finally:
+        os.close(output)

@@ -20,4 +20,11 @@ for an idle worker or a more urgent task.
 A lot's members end by results, by the loss of their worker, or by a recall; a failed attempt waits out its backoff
 as a timer, a lost one goes back to the front of its queue and is counted against the crash limit. Only
 `lifecycle.move` writes a task's state, against one table of transitions.
+
+No assignment is a fact. Each attempt has a fence, which only grows, and each task a floor, raised by every fact that
+ends an attempt of it. A worker that attaches tells all it holds; an attempt counts if its fence is above the floor of
+its task and above the accepted fences of the parents, and no higher one of that task is known (`reactions.workers`).
+So a restart needs no record of what was under way: `recovery` replays what ended, holds the unfinished runs until the
+workers that were alive are back, and releases what none of them has. What cannot be judged yet, because the word of a
+parent may still be on its way, waits and is asked about again when something of the parent ends.
 """

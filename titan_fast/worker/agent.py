@@ -23,7 +23,7 @@ from titan_fast.ids import FENCE_SEQUENCE_BITS, Ending, TaskId, format_fence
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming, send, send_hot
 from titan_fast.protocol.opcodes import Op
-from titan_fast.worker.command import build_environment, inherit, resolve_command
+from titan_fast.worker.command import build_environment, inherit, resolve_command, with_own_programs
 from titan_fast.worker.door import Door, NoDoor
 from titan_fast.worker.executors.base import Attempt, Left, Outcome
 from titan_fast.worker.executors.spawn import OUTPUT_NAME
@@ -102,7 +102,7 @@ class Agent:
         self._executor = self._machine.executor(self)
         self._shipper = self._machine.shipper(self._emit)
         self._copies = self._machine.copies(self._link.send)
-        self._inherited = inherit(self._machine.environ, settings.environment)
+        self._inherited = with_own_programs(inherit(self._machine.environ, settings.environment))
         self._specs: dict[tuple[int, int], msg.Spec] = {}
         self._wrote: dict[int, _Wrote] = {}
         """Attempts whose output may still be on its way."""

@@ -114,6 +114,9 @@ class Past(msgspec.Struct):
 class Storage(Protocol):
     """The bytes of a journal. `append` and `replace` raise OSError and may then have written a part."""
 
+    fd: int
+    """Where others may append, too; -1: nobody can."""
+
     def read(self) -> bytes: ...
     def append(self, data: bytes) -> None: ...
     def replace(self, data: bytes) -> None: ...
@@ -206,6 +209,11 @@ class Journal:
         self._lines[record.fence] = [line]
         self._useful += len(line)
 
+    def spawn_note(self, fence: int) -> tuple[int, bytes] | None:
+        """What the new process is to write itself (a `Spawned`, up to its pid) before it runs anything: between its
+        start and our own record of it we may be killed."""
+        return None if self._storage.fd < 0 else (self._storage.fd, b'["spawned",%d,' % fence)
+
     def spawned(self, fence: int, pid: int, at: float) -> None:
         self._note([Spawned(fence, pid, at)])
 
@@ -279,7 +287,7 @@ class JournalFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._fd = -1
+        self.fd = -1
 
     def read(self) -> bytes:
         try:
@@ -288,7 +296,7 @@ class JournalFile:
             return b""
 
     def append(self, data: bytes) -> None:
-        if os.write(self._fd, data) < len(data):
+        if os.write(self.fd, data) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def replace(self, data: bytes) -> None:
@@ -301,14 +309,14 @@ class JournalFile:
         except OSError:
             os.close(fd)
             raise
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = fd
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = fd
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 def boot_id() -> str:

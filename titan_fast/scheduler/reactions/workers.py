@@ -106,36 +106,81 @@ def _leave_alone(state: State, worker: Worker) -> None:
 # ---------------------------------------------------------------- verdicts
 
 KEEP, KILL, WAIT = "keep", "kill", "wait"
+NEVER = 1 << 64
+"""Above every fence."""
 
 
 class _Known:
-    """The open attempts of one run, by task, while verdicts are given: those in our books, and those undecided."""
+    """What is known of one run while verdicts are given, made when first asked for."""
 
     def __init__(self, state: State, run: Run) -> None:
-        self.lots = {lot.first + member: lot for lot, member in tasks.open_members(run.lots.values())}
+        self._state = state
+        self._run = run
+        self._parents: dict[int, tuple[int, list[int]]] = {}
+        self._lots: dict[int, Lot] | None = None
+        """Index -> the lot with its open attempt."""
         self._seen: set[int] = set()
-        self._tasks: Counter[int] = Counter()
-        """Spec -> how many of its tasks have an open attempt."""
-        self._newest: dict[int, int] = {}
-        """Spec -> the highest fence of those."""
-        for index, lot in self.lots.items():
-            self.add(run, index, lot.fence + index - lot.first)
-        for items in state.undecided.values():
-            for item in items.values():
-                if item.run == run.id and run.state[item.index] not in FINAL:
-                    self.add(run, item.index, item.fence)
+        """Tasks with an open attempt, in our books or undecided."""
+        self._count: Counter[int] = Counter()
+        """Spec -> how many those are."""
+        self._newest: Counter[int] = Counter()
+        """Spec -> the highest fence of theirs."""
+        self._bound: dict[int, int] = {}
+        """Spec -> what a fence must be above, as far as the parents go that have not ended."""
 
-    def add(self, run: Run, index: int, fence: int) -> None:
-        spec = run.spec_of(index)
-        self._newest[spec] = max(self._newest.get(spec, 0), fence)
+    def parents(self, spec: int) -> tuple[int, list[int]]:
+        """Their highest accepted fence, and those that have not ended."""
+        found = self._parents.get(spec)
+        if found is None:
+            run, parents = self._run, self._run.parents_of(spec)
+            highest = max((run.best[parent] for parent in parents), default=0)
+            found = self._parents[spec] = highest, [parent for parent in parents if run.open[parent]]
+        return found
+
+    def lot_of(self, index: int) -> Lot:
+        """Of a task that is in flight."""
+        return self._books()[index]
+
+    def parents_may_end_below(self, spec: int, fence: int) -> bool:
+        """Everything of its parents that has not ended has an attempt that was given out before this fence was: they
+        may have ended before it, and the word of it is on its way."""
+        self._books()
+        bound = self._bound.get(spec)
+        if bound is None:
+            _, unresolved = self.parents(spec)
+            is_held = all(self._count[parent] >= self._run.open[parent] for parent in unresolved)
+            bound = max((self._newest[parent] for parent in unresolved), default=0) if is_held else NEVER
+            self._bound[spec] = bound
+        return bound < fence
+
+    def _books(self) -> dict[int, Lot]:
+        if self._lots is None:
+            run = self._run
+            self._lots = {lot.first + member: lot for lot, member in tasks.open_members(run.lots.values())}
+            for index, lot in self._lots.items():
+                self._add(index, lot.fence + index - lot.first)
+            for items in self._state.undecided.values():
+                for item in items.values():
+                    if item.run == run.id and run.state[item.index] not in FINAL:
+                        self._add(item.index, item.fence)
+        return self._lots
+
+    def _add(self, index: int, fence: int) -> None:
+        spec = self._run.spec_of(index)
+        self._newest[spec] = max(self._newest[spec], fence)
         if index not in self._seen:
             self._seen.add(index)
-            self._tasks[spec] += 1
+            self._count[spec] += 1
 
-    def may_end_below(self, run: Run, spec: int, fence: int) -> bool:
-        """Everything of this spec that has not ended has an attempt that began before this fence was given: the spec
-        may have ended before it, and the word of it is on its way."""
-        return self._tasks[spec] >= run.open[spec] and self._newest[spec] < fence
+    def learn(self, index: int, fence: int, lot: Lot | None) -> None:
+        """One more open attempt; without a lot it is undecided."""
+        if self._lots is not None:
+            self._add(index, fence)
+            if lot is not None:
+                self._lots[index] = lot
+            if self._bound:
+                for child in self._run.children_of(self._run.spec_of(index)):
+                    self._bound.pop(child, None)
 
 
 def is_ours(state: State, item: HeldAttempt) -> bool:
@@ -160,60 +205,51 @@ def _judge_all(
             yield worker, item, KILL
 
 
-def _judge(state: State, worker: Worker, item: HeldAttempt, cache: dict[int, _Known], out: Outbox) -> str:
-    """What becomes of one attempt that a worker holds.
-
-    By its fence alone, as no assignment is ever written down: it counts when it is above the task's floor and above
-    the accepted fence of every parent, and no higher fence of that task is known.
-    """
-    sabotage = state.tuning.sabotage
+def _judge(state: State, worker: Worker, item: HeldAttempt, about: dict[int, _Known], out: Outbox) -> str:
+    """What becomes of one attempt that a worker holds: by its fence alone, as no assignment is ever written down."""
     run, index, fence = state.runs.get(item.run), item.index, item.fence
     if run is None or index >= len(run.state):
         return KILL
     lot = worker.find_lot(fence)
     if lot is not None:
         return _confirm(state, worker, run, lot, item, out)
-    if run.state[index] in FINAL:
+    if run.id not in about:
+        about[run.id] = _Known(state, run)
+    known = about[run.id]
+    if not _counts(state, run, item, known):
         return KILL
-    if item.generation != run.generation.get(index, 0) and GENERATION_IGNORED not in sabotage:
-        return KILL
-    if fence <= run.floor_of(index) and FLOOR_IGNORED not in sabotage:
-        return KILL
-    parents = run.parents_of(run.spec_of(index))
-    if any(run.best[parent] >= fence for parent in parents) and PARENTS_FENCE_IGNORED not in sabotage:
-        return KILL
-    other = None
-    if run.state[index] in IN_FLIGHT:
-        other = _known(state, run, cache).lots[index]
-        if other.fence + index - other.first > fence and HIGHER_FENCE_IGNORED not in sabotage:
-            return KILL
-    unresolved = [parent for parent in parents if run.open[parent]]
+    spec = run.spec_of(index)
+    _, unresolved = known.parents(spec)
     if unresolved:
-        if index in run.cancel_asked:
-            return KILL
         # While the run is held, the worker that has the parent's result may still come.
-        if not run.held and not all(
-            _known(state, run, cache).may_end_below(run, parent, fence) for parent in unresolved
-        ):
+        if index in run.cancel_asked or not (run.held or known.parents_may_end_below(spec, fence)):
             return KILL
         _leave_undecided(state, worker, run, item)
-    else:
-        if other is not None:
-            _replace(state, run, other, index, out)
-        lot = recovery.put_at(state, worker, run, item, out)
-    if run.id in cache:
-        cache[run.id].add(run, index, fence)
-        if lot is not None:
-            cache[run.id].lots[index] = lot
-    if unresolved:
+        known.learn(index, fence, None)
         return WAIT
+    if run.state[index] in IN_FLIGHT:
+        _replace(state, run, known.lot_of(index), index, out)
+    known.learn(index, fence, recovery.put_at(state, worker, run, item, out))
     return KILL if run.state[index] == S.CANCELLING and item.stage != ENDED else KEEP
 
 
-def _known(state: State, run: Run, cache: dict[int, _Known]) -> _Known:
-    if run.id not in cache:
-        cache[run.id] = _Known(state, run)
-    return cache[run.id]
+def _counts(state: State, run: Run, item: HeldAttempt, known: _Known) -> bool:
+    """It is above the task's floor and above the accepted fence of every parent, and no higher fence of that task is
+    known; a task that is final, or in another generation, is not waiting for it."""
+    sabotage, index, fence = state.tuning.sabotage, item.index, item.fence
+    if run.state[index] in FINAL:
+        return False
+    if item.generation != run.generation.get(index, 0) and GENERATION_IGNORED not in sabotage:
+        return False
+    if fence <= run.floor_of(index) and FLOOR_IGNORED not in sabotage:
+        return False
+    highest, _ = known.parents(run.spec_of(index))
+    if fence <= highest and PARENTS_FENCE_IGNORED not in sabotage:
+        return False
+    if run.state[index] not in IN_FLIGHT or HIGHER_FENCE_IGNORED in sabotage:
+        return True
+    lot = known.lot_of(index)
+    return lot.fence + index - lot.first < fence
 
 
 def _confirm(state: State, worker: Worker, run: Run, lot: Lot, item: HeldAttempt, out: Outbox) -> str:

@@ -141,6 +141,8 @@ class Host:
 class Bytes:
     """A journal's bytes (`worker.journal.Storage`), which outlive their agent."""
 
+    fd = -1
+
     def __init__(self) -> None:
         self.data = bytearray()
 

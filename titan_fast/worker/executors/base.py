@@ -103,6 +103,9 @@ class Observer(Protocol):
 class Recorder(Protocol):
     """Who writes down what the next agent needs. Called at once, from wherever it happens; never raises."""
 
+    def spawn_note(self, fence: int) -> tuple[int, bytes] | None:
+        """For `_spawn.spawn`: what the process writes down itself."""
+
     def spawned(self, fence: int, pid: int, at: float) -> None:
         """``at``: seconds since boot."""
 

@@ -187,6 +187,7 @@ class _Poller:
 class _NoRecorder:
     """Nobody goes on with these attempts."""
 
+    def spawn_note(self, fence: int) -> None: ...
     def spawned(self, fence: int, pid: int, at: float) -> None: ...
     def stopping(self, fence: int, ending: Ending) -> None: ...
     def exited(self, exits: Sequence[tuple[int, Exit]]) -> None: ...
@@ -244,7 +245,8 @@ class SpawnExecutor:
             if argv:
                 argv[0] = _find_program(attempt)
             env = [_encode(f"{key}={value}") for key, value in attempt.env.items()]
-            live.pid, live.pidfd = spawn(argv, env, _encode(attempt.cwd), output, self._file_limit)
+            note = self._recorder.spawn_note(attempt.fence)
+            live.pid, live.pidfd = spawn(argv, env, _encode(attempt.cwd), output, self._file_limit, note)
         except (OSError, ValueError) as error:
             if live.output >= 0:
                 os.close(live.output)
