@@ -19,8 +19,8 @@ from titan_fast.sdk.client import Client
 from titan_fast.testing.cluster import Cluster, until
 from titan_fast.testing.paper_worker import PaperWorker, PaperWorkers
 
-MEMBERS = 100_000
-ROUNDS = 7
+MEMBERS = 50_000
+ROUNDS = 20
 TRIPS = 100
 WORK = Work(argv=("true",))
 

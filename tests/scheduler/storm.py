@@ -373,7 +373,7 @@ class Storm:
                 self.h.attach(name)
 
     def give_up_and_die(self) -> None:
-        """A worker that lives is given up, what it held goes elsewhere, and the master dies with what it knew of that."""
+        """A worker that lives is given up, what it held goes elsewhere, and the master dies, who knew it."""
         name = self.any_worker("READY", "SUSPECT")
         if name is not None:
             before, self.h.commits_itself = self.h.commits_itself, False

@@ -26,8 +26,9 @@ NOT_ITS_OWN = frozenset({"recalled", "killed", "absent", "replaced", "worker_los
 
 CANCEL_TIME = 60.0
 """Seconds after which whatever was cancelled is being ended."""
-RECENT = 60.0
-"""Seconds after which some trouble with a worker has had all its consequences."""
+RECENT = 150.0
+"""Seconds after which some trouble with a worker has had all its consequences; a master that suspects itself takes its
+time."""
 AFTERMATH = 5.0
 """Seconds after some trouble with a worker in which it may still do what others were given meanwhile."""
 
@@ -204,16 +205,17 @@ class Oracle:
                 self.must(not book.without_success[parent], name, "starts though", book.names[parent], "failed")
 
     def _is_no_double(self, name: str, book: Book, index: int, before: Process, process: Process) -> None:
-        """A second process of a task needs a reason: the first failed, was ended, or its worker was in trouble; or one
-        of the tasks above had to run again."""
-        if not before.is_running and (before.asked or before.ending is not Ending.EXIT or before.code):
+        """A second process of a task needs a reason: the first failed, its worker was in trouble, or one of the tasks
+        above had to run again."""
+        failed = before.asked is None and (before.ending is not Ending.EXIT or before.code)
+        if not before.is_running and (failed or before.asked is Ending.TIMEOUT):
             return
         trouble = max(self.trouble.get(host, -AFTERMATH) for host in (before.host, process.host))
         self.must(
             trouble + AFTERMATH >= before.started or self._ran_again_above(book, book.spec_of[index], before.fence),
             name,
             f"runs though {format_fence(before.fence)} at {before.host}",
-            "is running" if before.is_running else "succeeded",
+            "is running" if before.is_running else "was ended" if before.asked else "succeeded",
         )
 
     def _ran_again_above(self, book: Book, spec: int, fence: int) -> bool:

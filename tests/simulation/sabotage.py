@@ -96,4 +96,13 @@ PATCHES: dict[str, Sabotage] = {
     "kills_ignored": _kills_ignored,
 }
 BUILT_IN = scheduler_sabotage.SABOTAGE | master_sabotage.SABOTAGE
+OUT_OF_REACH = {
+    "copied_state": "no hour puts an old copy of the state back",
+    "generation_ignored": "the floor that a retry raises refuses the same attempts",
+    "old_attach_accepted": "the old connection ends right behind its inventory, and the next inventory mends it",
+    "parents_fence_ignored": "the hold ends before a parent has run again, and then the child is refused for that",
+    "retry_floor_kept": "the generation refuses the same attempts",
+    "stale_session_accepted": "what comes late over an old connection has been said over the new one, too",
+}
+"""What 40 hours did not show, and why; tests of the core and the master have to."""
 SABOTAGE = sorted(BUILT_IN | PATCHES.keys())

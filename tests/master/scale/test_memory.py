@@ -18,7 +18,7 @@ and the cache of its store is full."""
         ("arrays", 50, 1200, 1000),
         ("single tasks", 1, 6500, 2500),
         pytest.param("arrays", 500, 1500, 2000, marks=pytest.mark.long),
-        pytest.param("single tasks", 1, 8000, 200_000, marks=pytest.mark.long),
+        pytest.param("single tasks", 1, 20_000, 200_000, marks=pytest.mark.long),
     ],
 )
 def test_memory_stays_where_it_was_whatever_runs_through_a_master(load, request, kind, members, warm, runs):
