@@ -75,7 +75,7 @@ class Effects:
             if ASSIGN_BEFORE_ADMISSION in self._master.sabotage:
                 after = 0
             try:
-                if (command.run, command.spec, command.generation) not in session.known_specs:
+                if (command.spec, command.generation) not in session.known_specs.get(command.run, ()):
                     self._send_spec(session, command, after)
                 self._add_lot(batches.setdefault((command.worker, after), _Batch()), session, command, after)
             except Exception:
@@ -109,7 +109,7 @@ class Effects:
     def _send_spec(self, session: Session, command: cmd.Assign, after: int) -> None:
         run = self._master.scheduler.state.runs[command.run]
         spec = command.spec
-        session.known_specs.add((run.id, spec, command.generation))
+        session.known_specs.setdefault(run.id, set()).add((spec, command.generation))
         work = _decode_work(run.works[spec])
         frame = send(
             msg.Spec(
@@ -124,7 +124,7 @@ class Effects:
                 self._results(run, work),
             )
         )
-        self._send(session, frame, after)
+        session.send_work(after, frame)
 
     def _results(self, run: Run, work: Work) -> dict[str, str]:
         """What the tasks wrote whose results stand in this one's texts."""
@@ -137,14 +137,7 @@ class Effects:
 
     def _send_lots(self, session: Session, batch: _Batch, after: int) -> None:
         frame = send_hot(Op.ASSIGN, 0, list(zip(*batch.rows, strict=True)), b"".join(batch.tail))
-        self._send(session, frame, after)
-
-    @staticmethod
-    def _send(session: Session, frame: bytes, after: int) -> None:
-        if after:
-            session.send_after(after, frame)
-        else:
-            session.send(frame)
+        session.send_work(after, frame)
 
     def carry_out(self, commands: Iterable[cmd.Command]) -> None:
         """Everything that waits for the turn's facts."""
@@ -219,5 +212,5 @@ class Effects:
         for worker in command.workers:
             session = self._master.worker_sessions.get(worker)
             if session is not None:
-                session.known_specs = {known for known in session.known_specs if known[0] != command.run}
+                session.known_specs.pop(command.run, None)
                 session.send_when_durable(send(msg.Forget(command.run)))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import ipaddress
 import logging
 import os
 import random
 import secrets
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from typing import IO
 from titan_fast.config import Settings, home, token_path
 from titan_fast.errors import DiskFull, InvalidUsage, PortTaken, Refused, StateLocked, StoreFailed
 from titan_fast.master.artifacts import BlobStore
-from titan_fast.master.committer import Committer, InlineCommitter, ThreadCommitter
+from titan_fast.master.committer import SWITCH_INTERVAL, Committer, InlineCommitter, ThreadCommitter
 from titan_fast.master.data import Data
 from titan_fast.master.effects import Effects
 from titan_fast.master.garden import Garden
@@ -45,6 +47,9 @@ from titan_fast.scheduler.state import Tuning
 
 log = logging.getLogger("titan_fast.master")
 
+DEAD_AGENT = 3
+"""Heartbeats that a worker's agent must have missed for another one to take its place while its connection is open: a
+machine that lost its power says no goodbye, and two live agents of one work directory are a mistake."""
 MAX_EPOCHS_AHEAD = 1 << 20
 """A worker that has seen a later epoch than ours is believed up to here."""
 
@@ -145,8 +150,8 @@ class Master:
         self.effects = self.pump.effects = Effects(self)
         self.liveness = Liveness(self.pump, scheduler, self.worker_lost)
         self.garden = Garden(self)
-        self._go_on()
         try:
+            # Before the state is read: who dials us meanwhile is in the backlog, and not asleep until its next try.
             self._server = await loop.create_server(lambda: Session(self), self.host, self.port, backlog=1024)
         except OSError as error:
             self.liveness.stop()
@@ -157,6 +162,7 @@ class Master:
             raise PortTaken(self.host, self.port) from error
         self.port = self._server.sockets[0].getsockname()[1]
         self._write_tokens()
+        self._go_on()
 
     def _open_store(self) -> Store:
         durability = self.settings.store.durability
@@ -299,7 +305,12 @@ class Master:
             raise Refused("this connection belongs to another worker already")
         old = self.worker_sessions.get(message.worker)
         if old is not None and old is not session:
-            if old.nonce != message.nonce and not old.closed:
+            silence = self.liveness.silence(message.worker) or 0.0
+            if (
+                old.nonce != message.nonce
+                and not old.closed
+                and silence < DEAD_AGENT * self.settings.scheduler.heartbeat
+            ):
                 raise Refused(
                     f"worker {message.name} ({message.worker}) is connected already",
                     hint="two agents share a work directory; give each its own with --work-dir or --name",
@@ -348,6 +359,9 @@ class Master:
 
 async def run_master(settings: Settings, announce: Callable[[Master], None]) -> int:
     """Start a master, tell ``announce`` when it listens, serve until a signal, stop in order."""
+    # While a large state is read nothing becomes garbage; and the store's thread must not wait for the loop.
+    gc.disable()
+    sys.setswitchinterval(SWITCH_INTERVAL)
     master = Master(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

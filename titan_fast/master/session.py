@@ -46,8 +46,8 @@ class Session(asyncio.Protocol):
         self.fence = 0
         """The attempt that a session of role ``task`` speaks for."""
         self.connection_number = 0
-        self.known_specs: set[tuple[int, int, int]] = set()
-        """(run, spec, generation) of what was described to this worker."""
+        self.known_specs: dict[int, set[tuple[int, int]]] = {}
+        """Run -> (spec, generation) of what was described to this worker."""
         self.acknowledge = -1
         """Sequence of the last RESULT frame, to be acknowledged with this turn's facts."""
         self.attaching = False
@@ -61,6 +61,8 @@ class Session(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._now: list[bytes] = []
         self._later: deque[tuple[int, bytes]] = deque()
+        self._work: list[tuple[int, bytes]] = []
+        """Specs and assignments that wait for an admission, or for the verdict."""
         self._attached: list[bytes] = []
         self._reception = Reception(self._token_of)
         self._holder = ""
@@ -108,6 +110,7 @@ class Session(asyncio.Protocol):
             if timer is not None:
                 timer.cancel()
         self._later.clear()
+        self._work.clear()
         self.master.session_closed(self)
 
     def pause_writing(self) -> None:
@@ -204,9 +207,19 @@ class Session(asyncio.Protocol):
         if self.attaching:
             self._attached.append(frame)
         elif self.attached_at > self.master.pump.durable:
-            self._later.append((self.attached_at, frame))
+            self._work.append((self.attached_at, frame))
         else:
             self._now.append(frame)
+        self.master.pump.touched[self] = None
+
+    def send_work(self, position: int, frame: bytes) -> None:
+        """A spec or an assignment: leaves when the fact at ``position`` is durable (0: at once), in the order of these
+        calls for one run, whatever older words wait for."""
+        position = max(position, self.attached_at)
+        if self.attaching or position <= self.master.pump.durable:
+            self.send(frame)
+            return
+        self._work.append((position, frame))
         self.master.pump.touched[self] = None
 
     def send_after(self, position: int, frame: bytes) -> None:
@@ -250,11 +263,14 @@ class Session(asyncio.Protocol):
         frames = []
         while later and later[0][0] <= durable:
             frames.append(later.popleft()[1])
+        if self._work:
+            frames += [frame for position, frame in self._work if position <= durable]
+            self._work = [(position, frame) for position, frame in self._work if position > durable]
         frames += self._now
         self._now = []
         if frames:
             self._write(b"".join(frames))
-        return bool(later) and not self.closed
+        return bool(later or self._work) and not self.closed
 
     def _write(self, data: bytes) -> None:
         if self._transport is None or self.closed or not data:

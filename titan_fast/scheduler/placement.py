@@ -75,7 +75,7 @@ def measured(state: State, run: Run, spec: int, seconds: float) -> None:
 
 def place(state: State, out: Outbox) -> None:
     """Give out what can be given out now, then see whether something badly placed should come back."""
-    for worker_id in list(state.pinned):
+    for worker_id in sorted(state.pinned):
         _place_pins(state, state.workers[worker_id], out)
     for row in state.view_order:
         _place_view(state, row, out)

@@ -350,7 +350,9 @@ def _cancel_what_nobody_holds(state: State, run: Run, out: Outbox) -> list[int]:
         end = at + 1
         while end < len(nowhere) and nowhere[end] == first + end - at < run.first[spec] + run.count[spec]:
             end += 1
-        tasks.settle_members(state, run, spec, first, end - at, S.CANCELLED, "cancelled", CANCELLED, out)
+        tasks.settle_members(
+            state, run, spec, first, end - at, S.CANCELLED, "cancelled", CANCELLED, state.last_fence(), out
+        )
         if not run.open[spec]:
             ended.append(spec)
         at = end

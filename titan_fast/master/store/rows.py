@@ -301,19 +301,37 @@ def with_body(fact: RunAccepted, body: bytes) -> RunAccepted:
 # ---------------------------------------------------------------- a group of facts as rows
 
 
+class Blobs:
+    """Bytes that travel as one value; each is known by where it begins (from 1) and its length."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._parts: list[bytes] = []
+
+    def place(self, blob: bytes) -> tuple[int, int]:
+        at = self.size + 1
+        self._parts.append(blob)
+        self.size += len(blob)
+        return at, len(blob)
+
+    def joined(self) -> bytes:
+        # Never empty: of an empty blob SQLite cuts NULL.
+        return b"".join(self._parts) or b"\0"
+
+
 class Rows:
     """Rows of one table on their way: their plain values as one JSON text, their blobs cut out of the batch's one blob,
     each named by two values: where it begins (from 1) and its length."""
 
-    def __init__(self, batch: Batch) -> None:
-        self._batch = batch
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
         self._rows: list[tuple[int | float | str | None, ...]] = []
 
     def add(self, *values: int | float | str | bytes | None) -> None:
         row: list[int | float | str | None] = []
         for value in values:
             if isinstance(value, bytes):
-                row += self._batch.place(value)
+                row += self._blobs.place(value)
             else:
                 row.append(value)
         self._rows.append(tuple(row))
@@ -329,32 +347,29 @@ class Batch:
         self.facts = 0
         self.last_run = 0
         self.revision = 0
-        self.size = 0
-        self.journal = Rows(self)
-        self.outcomes = Rows(self)
-        self.runs = Rows(self)
-        self.replies = Rows(self)
+        # Not the batch itself: with the collector off a cycle would stay, with everything that was committed.
+        self._blobs = Blobs()
+        self.journal = Rows(self._blobs)
+        self.outcomes = Rows(self._blobs)
+        self.runs = Rows(self._blobs)
+        self.replies = Rows(self._blobs)
         self.bodies: dict[str, bytes] = {}
         """Files to be written first: address -> content."""
         self.recount: set[int] = set()
         """Runs whose DEAD tasks have to be counted again."""
         self._named: dict[tuple[str, str], tuple[int, Fact | None]] = {}
-        self._blobs: list[bytes] = []
 
-    def place(self, blob: bytes) -> tuple[int, int]:
-        at = self.size + 1
-        self._blobs.append(blob)
-        self.size += len(blob)
-        return at, len(blob)
+    @property
+    def size(self) -> int:
+        return self._blobs.size
 
     def blob(self) -> bytes:
         """What the rows' blobs are cut from."""
-        # Never empty: of an empty blob SQLite cuts NULL.
-        return b"".join(self._blobs) or b"\0"
+        return self._blobs.joined()
 
     def named(self) -> Rows:
         """The last fact about each name (worker, key, artifact); without data when the name is gone."""
-        rows = Rows(self)
+        rows = Rows(self._blobs)
         for (kind, name), (place, fact) in self._named.items():
             digest = fact.digest if isinstance(fact, ArtifactPublished) else None
             rows.add(kind, name, place, NEWEST[kind], digest, b"" if fact is None else _encode(fact))

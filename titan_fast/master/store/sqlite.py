@@ -38,6 +38,8 @@ CHECKPOINT_IDLE = 512
 """Pages of the write-ahead log from which on an idle moment is used to empty it (4 MiB)."""
 CHECKPOINT_NOW = 2048
 """Pages from which on a commit does it (16 MiB), which takes a tenth of a second."""
+PAGES_OF_A_COMMIT = 8
+"""Pages that the smallest commit writes: a leaf of each table and index it touches."""
 MAX_INTEGER = (1 << 63) - 1
 """What SQLite can compare with."""
 
@@ -115,12 +117,8 @@ class SqliteStore:
                 f"another program has {self._path} open", hint="stop it (titan-fast status shows a running master)"
             )
         # A checkpoint inside of a commit would make somebody wait for it: `tidy` does them.
-        db.set_wal_hook(self._committed_pages)
+        db.pragma("wal_autocheckpoint", 0)
         sync_folder(self.folder)
-
-    def _committed_pages(self, _db: apsw.Connection, _name: str, pages: int) -> int:
-        self._log_pages = pages
-        return apsw.SQLITE_OK
 
     def raise_epoch(self, epoch: int) -> Opened:
         nonce = secrets.token_hex(8)
@@ -147,6 +145,7 @@ class SqliteStore:
                 for digest, body in batch.bodies.items():
                     self._bodies.keep(digest, body)
                 named = batch.named().json()  # adds to the blob
+                blob = batch.blob()
                 self._write.execute(
                     _COMMIT,
                     (
@@ -160,11 +159,13 @@ class SqliteStore:
                         batch.runs.json(),
                         named,
                         batch.replies.json(),
-                        batch.blob(),
+                        blob,
                     ),
                 )
                 for run in batch.recount:
                     self._count_dead(run)
+                # About; SQLite would tell through a callback, which has to wait for the interpreter in every commit.
+                self._log_pages += PAGES_OF_A_COMMIT + 2 * len(blob) // schema.PAGE
         if self._log_pages >= CHECKPOINT_NOW:
             self._checkpoint()
 

@@ -105,7 +105,7 @@ def _cancel_members(state: State, run: Run, spec: int, first: int, count: int, o
         tasks.take_out(state, run, spec, start, length)
         move(state, run, start, length, S.CANCELLED)
         tasks.note(run, start, length, "cancelled")
-        tasks.settled(state, run, spec, start, length, S.CANCELLED, "cancelled", out)
+        tasks.settled(state, run, spec, start, length, S.CANCELLED, "cancelled", state.last_fence(), out)
         ended += length
     tasks.ask_again(state, run, spec)
     if not ended:

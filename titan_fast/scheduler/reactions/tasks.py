@@ -45,6 +45,9 @@ ENDINGS = tuple(Ending)
 NOTED_AFTER = 1.0
 """Seconds an attempt runs before it is written down that it does."""
 
+MAX_COPIES = 10_000
+"""Finished runs whose working copies the workers keep at most."""
+
 GIVEN_BACK = {Ending.RECALLED: "recalled", Ending.DROPPED: "recalled", Ending.KILLED: "killed"}
 """Endings that are not the task's own doing, and the reason of that attempt: the task goes on elsewhere."""
 
@@ -470,8 +473,10 @@ def decide(state: State, run: Run, spec: int, out: Outbox) -> bool:
         return True
     else:
         to, reason, bit = S.SKIPPED, "when", UNWANTED
+    # As old as the ends it follows from: decided again after a crash, it outdates no attempt that came after those.
+    floor = max((run.best[parent] for parent in run.parents_of(spec)), default=run.floor)
     for first, count in blocked:
-        settle_members(state, run, spec, first, count, to, reason, bit, out)
+        settle_members(state, run, spec, first, count, to, reason, bit, floor, out)
     return not blocked or bool(run.open[spec])
 
 
@@ -484,20 +489,31 @@ def judged(outcome: int) -> int:
 
 
 def settle_members(
-    state: State, run: Run, spec: int, first: int, count: int, to: TaskState, reason: str, bit: int, out: Outbox
+    state: State,
+    run: Run,
+    spec: int,
+    first: int,
+    count: int,
+    to: TaskState,
+    reason: str,
+    bit: int,
+    floor: int,
+    out: Outbox,
 ) -> None:
-    """BLOCKED members end without an attempt."""
+    """BLOCKED members end without an attempt. See `settled` for the floor."""
     move(state, run, first, count, to)
     note(run, first, count, reason)
     run.outcome[spec] |= bit
     run.open[spec] -= count
-    settled(state, run, spec, first, count, to, reason, out)
+    settled(state, run, spec, first, count, to, reason, floor, out)
     out.changed(run.id)
 
 
-def settled(state: State, run: Run, spec: int, first: int, count: int, to: TaskState, reason: str, out: Outbox) -> None:
-    """Members ended without an attempt: what a child did before now, it did because of another end of them."""
-    floor = state.last_fence()
+def settled(
+    state: State, run: Run, spec: int, first: int, count: int, to: TaskState, reason: str, floor: int, out: Outbox
+) -> None:
+    """Members ended without an attempt: what a child did under a fence up to ``floor``, it did because of another end
+    of them."""
     run.best[spec] = max(run.best[spec], floor)
     out.fact(TasksSettled(state.wall, run.id, first, count, PUBLIC[to], reason, floor))
 
@@ -536,7 +552,7 @@ def give_up(state: State, run_id: int, index: int, reason: str, out: Outbox) -> 
     spec = run.spec_of(index)
     move(state, run, index, 1, S.FAILED)
     run.reasons[index] = reason
-    settled(state, run, spec, index, 1, S.FAILED, reason, out)
+    settled(state, run, spec, index, 1, S.FAILED, reason, state.last_fence(), out)
     out.changed(run.id)
     member_is_final(state, run, spec, S.FAILED, 1, out)
 
@@ -555,8 +571,12 @@ def end_run(state: State, run: Run, out: Outbox) -> None:
     out.changed(run.id)
     finished(state, run, out)
     if run.visited:
-        state.copies[run.id] = tuple(sorted(run.visited))
-        state.timer(state.tuning.keep_copies, ("copies", run.id, run.finished_at))
+        keep = state.tuning.keep_copies
+        state.copies.append((state.now + keep, run.id, run.finished_at, tuple(sorted(run.visited))))
+        if len(state.copies) == 1:
+            state.timer(keep, ("copies",))
+        else:
+            _forget_copies(state, out)
 
 
 def finished(state: State, run: Run, out: Outbox) -> None:
@@ -564,14 +584,21 @@ def finished(state: State, run: Run, out: Outbox) -> None:
     state.finished.append((run.id, out.here(), run.finished_at))
 
 
-def copies_are_due(state: State, out: Outbox, run_id: int, finished_at: float) -> None:
-    """A run ended long ago and nobody retried it: its working copies may go."""
-    run = state.runs.get(run_id)
-    if run is not None and (not run.is_final or run.finished_at != finished_at):
-        return  # retried; it ends again, or has
-    workers = state.copies.pop(run_id, ())
-    if workers:
-        out.command(ForgetRun(run_id, workers))
+def copies_are_due(state: State, out: Outbox) -> None:
+    _forget_copies(state, out)
+    if state.copies:
+        state.timers.add(state.copies[0][0], ("copies",))
+
+
+def _forget_copies(state: State, out: Outbox) -> None:
+    """Runs that ended long ago and that nobody retried, and those beyond the limit: their working copies may go."""
+    copies = state.copies
+    while copies and (copies[0][0] <= state.now or len(copies) > MAX_COPIES):
+        _, run_id, finished_at, workers = copies.popleft()
+        run = state.runs.get(run_id)
+        if run is None or (run.is_final and run.finished_at == finished_at):
+            out.command(ForgetRun(run_id, workers))
+        # Else it was retried; it ends again, or has.
 
 
 def run_reason(run: Run) -> str:
