@@ -76,12 +76,18 @@ LAYOUTS: dict[int, tuple[str, tuple[tuple[str, str], ...]]] = {
 
 * lot: ``count`` consecutive tasks of one spec, whose fences are ``fence``, ``fence + 1``, …; the tail holds, lot
   after lot, ``payload_size`` bytes: (count + 1) u32 offsets and the payloads they cut, or nothing.
-* started, result: one attempt each; the tail of results holds ``result_size`` bytes for each record in order.
+* started, result: one attempt each; the tail of results holds ``result_size`` bytes for each record in order. Bit 0
+  of ``flags``: these bytes are the address (SHA-256, 64 hex digits) of a file that was brought to the master before.
 * slice: consecutive attempts to give back. kill: one attempt to end; ``grace`` in milliseconds.
 * pulse: what a heartbeat tells; ``memory`` is the machine's available bytes.
 """
 
 LOT, STARTED, RESULT, SLICE, KILL, PULSE = 1, 2, 3, 4, 5, 6
+
+RESULT_IS_FILE = 1
+"""In ``flags`` of a result."""
+RESULT_PREFIX = "artifact:"
+"""What stands before the address of a result that is a file, wherever its text is shown or passed on."""
 
 # Starting a process.
 MAX_NOTE = 200

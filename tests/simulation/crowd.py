@@ -73,7 +73,8 @@ class _Line(asyncio.Protocol):
             raise AssertionError(f"a client was not let in: {error}") from None
         if self._opening.welcome is not None:
             welcome, self._opening = self._opening.welcome, None
-            self.opened.set_result(welcome)
+            if not self.opened.done():  # given up meanwhile
+                self.opened.set_result(welcome)
 
     def connection_lost(self, error: Exception | None) -> None:
         lost = ConnectionLost("the connection to the master broke")

@@ -154,7 +154,7 @@ def artifact_put(file: Path, name: str | None, master: str | None, token_file: s
 @click.option("-o", "--output", "target", metavar="FILE", help="where to [its own name, here]; '-' writes it out")
 @output.client_options
 def artifact_get(name: str, target: str | None, master: str | None, token_file: str | None, as_json: bool) -> int:
-    """Fetch an artifact by its name, or by its address."""
+    """Fetch an artifact by its name, by its address, or by the result that is one (artifact:ADDRESS)."""
     with output.connect(master, token_file) as client:
         if target == "-":
             sys.stdout.buffer.write(client.artifacts.read(name))

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from titan_fast._layout import RESULT_IS_FILE, RESULT_PREFIX
 from titan_fast.errors import (
     BadMessage,
     BadRecords,
@@ -23,6 +24,7 @@ from titan_fast.errors import (
     UnexpectedMessage,
 )
 from titan_fast.ids import Ending, epoch_of
+from titan_fast.master.artifacts import is_digest
 from titan_fast.master.session import Session
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming, send_hot
@@ -301,7 +303,7 @@ class Intake:
 
     def _result(self, session: Session, incoming: Incoming, _: None) -> None:
         worker = self._worker_of(session, incoming.op)
-        run, index, generation, ending, _flags, fence, code, started, duration, _output, sizes = incoming.columns
+        run, index, generation, ending, flags, fence, code, started, duration, _output, sizes = incoming.columns
         if ending and max(ending) > max(Ending):
             raise BadRecords(f"RESULT: {max(ending)} is no way to end")
         if sum(sizes) != len(incoming.tail):
@@ -310,11 +312,28 @@ class Intake:
         for size in sizes:
             results.append(incoming.tail[at : at + size])
             at += size
+        references = self._references(flags, results) if any(flags) else {}
         self._handle(
-            ev.AttemptsFinished(worker, run, index, generation, ending, fence, code, started, duration, results)
+            ev.AttemptsFinished(
+                worker, run, index, generation, ending, fence, code, started, duration, results, references
+            )
         )
         session.acknowledge = max(session.acknowledge, incoming.sequence)
         self._master.effects.acknowledge(session)
+
+    def _references(self, flags: Sequence[int], results: list[bytes]) -> dict[int, int]:
+        """Row -> size of the file, for results that are files; their bytes become the text that stands for them."""
+        found = {}
+        for row in [row for row, flag in enumerate(flags) if flag & RESULT_IS_FILE]:
+            digest = results[row].decode("ascii", "replace")
+            if not is_digest(digest):
+                raise BadRecords(f"RESULT: {digest[:80]!r} is not the address of a file")
+            size = self._master.blobs.size(digest)
+            if size < 0:
+                log.warning("a result is the file %s, which is not here: was an older state restored?", digest)
+            found[row] = max(size, 0)
+            results[row] = RESULT_PREFIX.encode() + results[row]
+        return found
 
     def _heartbeat(self, session: Session, incoming: Incoming, _: None) -> None:
         self._worker_of(session, incoming.op)

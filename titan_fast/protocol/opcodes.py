@@ -69,7 +69,7 @@ class Op(IntEnum):
     # blobs
     BLOB_ASK = 0x20, "client worker task", "Does the master hold the file with this address?"
     BLOB_HELD = 0x21, "master", "Answer to BLOB_ASK and BLOB_PUT."
-    BLOB_PUT = 0x22, "client task", "One piece of a file; the last one closes it and its address is checked."
+    BLOB_PUT = 0x22, "client worker task", "One piece of a file; the last one closes it and its address is checked."
     BLOB_GET = 0x23, "worker client task", "Read one piece of a file."
     BLOB_PIECE = 0x24, "master", "Answer to BLOB_GET."
 

@@ -147,7 +147,7 @@ class AttemptsStarted(Event, frozen=True):
 
 
 class AttemptsFinished(Event, frozen=True):
-    """Columns of a RESULT frame, in the order of its layout; ``results`` are the inline results."""
+    """Columns of a RESULT frame, in the order of its layout; ``results`` are the results as texts."""
 
     worker: str
     run: list[int]
@@ -159,6 +159,8 @@ class AttemptsFinished(Event, frozen=True):
     started: list[int]
     duration: list[int]
     results: list[bytes]
+    references: dict[int, int] = {}
+    """Row -> bytes, where the result names a file by its address and is to be published as an artifact."""
 
 
 class CommitsStuck(Event, frozen=True):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from titan_fast._layout import RESULT_PREFIX
 from titan_fast.errors import InvalidUsage
 from titan_fast.model.units import parse_duration
 from titan_fast.protocol import messages as msg
@@ -14,6 +16,10 @@ from titan_fast.sdk import blobs, calls
 
 if TYPE_CHECKING:
     from titan_fast.sdk.client import Client
+
+
+_ADDRESS = re.compile(re.escape(RESULT_PREFIX) + "[0-9a-f]{64}").fullmatch
+"""What a result that is a file says; any other text behind the prefix is a name."""
 
 
 class Keys:
@@ -55,7 +61,11 @@ class Keys:
 
 
 class Artifacts:
-    """Files under names of their own, addressed by what they hold."""
+    """Files under names of their own, addressed by what they hold.
+
+    An address is the SHA-256 of the content in hex digits, or what stands for a result that is a file:
+    ``artifact:ADDRESS``. Such a result also has the name of its task, ``12/extract``.
+    """
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -103,8 +113,8 @@ class Artifacts:
         return b"".join(blobs.read(self._client, found.digest, found.size))
 
     def find(self, name: str) -> msg.ArtifactFile:
-        """Raises NoSuchArtifact."""
-        return self._client.call(calls.artifact_find(name))
+        """An artifact by its name or its address. Raises NoSuchArtifact."""
+        return self._client.call(calls.artifact_find(name.removeprefix(RESULT_PREFIX) if _ADDRESS(name) else name))
 
     def ls(self, prefix: str = "") -> list[msg.ArtifactFile]:
         """The artifacts whose names begin with ``prefix``, by name."""

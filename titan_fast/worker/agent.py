@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from titan_fast._layout import RESULT_IS_FILE
 from titan_fast.config import WorkerSettings, capabilities
 from titan_fast.errors import ConnectionLost, TitanError
 from titan_fast.ids import FENCE_SEQUENCE_BITS, Ending, TaskId, format_fence
@@ -26,10 +27,11 @@ from titan_fast.protocol.opcodes import Op
 from titan_fast.worker.command import build_environment, inherit, resolve_command, with_own_programs
 from titan_fast.worker.door import Door, NoDoor
 from titan_fast.worker.executors.base import Attempt, Left, Outcome
-from titan_fast.worker.executors.spawn import OUTPUT_NAME
 from titan_fast.worker.journal import Begun, Ended, Past
 from titan_fast.worker.link import Link
 from titan_fast.worker.machine import Machine, ThisMachine
+from titan_fast.worker.output import OUTPUT_NAME
+from titan_fast.worker.results import Uploads
 from titan_fast.worker.slots import Slots, Start, Stretch
 
 log = logging.getLogger("titan_fast.worker")
@@ -58,6 +60,14 @@ class _Unacknowledged(msgspec.Struct):
     @property
     def size(self) -> int:
         return RECORD_BYTES + len(self.result)
+
+
+class _Bringing(msgspec.Struct):
+    """An attempt that has ended and whose result is on its way to the master as a file: to the master it still runs."""
+
+    start: Start
+    ended: Ended
+    task: asyncio.Task[None]
 
 
 class _Wrote(msgspec.Struct):
@@ -102,12 +112,14 @@ class Agent:
         self._executor = self._machine.executor(self)
         self._shipper = self._machine.shipper(self._emit)
         self._copies = self._machine.copies(self._link.send)
+        self._uploads = Uploads(self._link.send)
         self._inherited = with_own_programs(inherit(self._machine.environ, settings.environment))
         self._specs: dict[tuple[int, int], msg.Spec] = {}
         self._wrote: dict[int, _Wrote] = {}
         """Attempts whose output may still be on its way."""
         self._preparing: dict[int, asyncio.Task[None]] = {}
         """Attempts that have a slot and wait for the working copy of their run."""
+        self._bringing: dict[int, _Bringing] = {}
         self._held: dict[int, None] = {}
         """Attempts whose results are kept back until the master has decided, ended or not."""
         self._disowned: dict[int, None] = {}
@@ -141,7 +153,9 @@ class Agent:
             begun = past.begun
             start = Start(begun.run, begun.spec, begun.index, begun.generation, begun.attempt, fence, b"")
             self._wrote[fence] = _Wrote(begun.run, begun.index, int(begun.at.wall * 1e6))
-            if past.ended is not None:
+            if past.ended is not None and past.ended.is_file and not past.ended.result:
+                self._bring(start, past.ended)
+            elif past.ended is not None:
                 self._wrote[fence].total = past.ended.output_size
                 self._unacknowledged[fence] = _Unacknowledged(start, past.ended, past.ended.result.encode())
                 self._unacknowledged_size += self._unacknowledged[fence].size
@@ -156,12 +170,13 @@ class Agent:
         self._journal.forgotten(gone)
         for fence in self._slots.running:
             self._door.admit(fence)
+        for fence in (*self._slots.running, *self._bringing):
             self._shipper.add(fence, self._output_path(fence))
-        if left or self._unacknowledged:
+        if left or self._unacknowledged or self._bringing:
             log.warning(
                 "an earlier agent left %d attempts that run on and %d results; of %d there is no trace",
                 len(self._slots.running),
-                len(self._unacknowledged),
+                len(self._unacknowledged) + len(self._bringing),
                 len(gone),
             )
 
@@ -198,6 +213,8 @@ class Agent:
             link.cancel()
             stop.cancel()
             await self._executor.close(0.5)
+            for bringing in self._bringing.values():
+                bringing.task.cancel()
             self._shipper.close()
             await self._door.close()
             await self._link.close()
@@ -221,7 +238,7 @@ class Agent:
             self._give_back(start, Ending.RECALLED)
 
     def _check_idle(self) -> None:
-        if self._is_stopping and self._slots.is_empty:
+        if self._is_stopping and self._slots.is_empty and not self._bringing:
             self._idle.set()
 
     async def _leave(self) -> None:
@@ -233,7 +250,7 @@ class Agent:
             acknowledged = asyncio.create_task(self._acknowledged.wait())
             await asyncio.wait([acknowledged], timeout=LAST_WORDS)
             acknowledged.cancel()
-        if not self._unacknowledged:
+        if not self._unacknowledged and not self._bringing:
             self._link.send(send(msg.Goodbye(empty=True)))
 
     # ------------------------------------------------------------ the link's side
@@ -256,6 +273,8 @@ class Agent:
         """End and forget whatever was assigned in an epoch. Returns whether something has still to end."""
         first = epoch << FENCE_SEQUENCE_BITS
         self._slots.withdraw(first, 1 << FENCE_SEQUENCE_BITS)
+        for fence in [fence for fence in self._bringing if fence >> FENCE_SEQUENCE_BITS == epoch]:
+            self._stop_bringing(fence)
         self._drop([fence for fence in self._unacknowledged if fence >> FENCE_SEQUENCE_BITS == epoch])
         strangers = [fence for fence in self._slots.running if fence >> FENCE_SEQUENCE_BITS == epoch]
         for fence in strangers:
@@ -272,6 +291,7 @@ class Agent:
             _item(start, 1, self._wrote[fence].started if fence in self._wrote else 0)
             for fence, start in self._slots.running.items()
         ]
+        held += [_item(item.start, 1, item.ended.started) for item in self._bringing.values()]
         held += [_item(start, 0, 0) for start in self._slots.waiting()]
         held += [_item(item.start, 2, item.ended.started) for item in self._unacknowledged.values()]
         self._started.clear()  # it is all in here
@@ -305,6 +325,7 @@ class Agent:
         if self._is_stopping:
             self._link.send(send(msg.Goodbye(empty=False)))
         self._copies.ask_again()
+        self._uploads.ask_again()
         self._on_attached()
         self._start_next()
 
@@ -338,6 +359,7 @@ class Agent:
         """Another history counts its runs anew: nothing here of a run means anything unless something of it is kept."""
         killed = dict.fromkeys(verdict.kill)
         held = [*self._slots.running.values(), *self._slots.waiting()]
+        held += [item.start for item in self._bringing.values()]
         held += [item.start for item in self._unacknowledged.values()]
         kept = {start.run for start in held if start.fence not in killed}
         for run in self._files.runs():
@@ -386,8 +408,9 @@ class Agent:
             case Op.FORGET:
                 assert isinstance(incoming.message, msg.Forget)
                 self._forget(incoming.message.run)
-            case Op.BLOB_PIECE | Op.ERROR:
+            case Op.BLOB_PIECE | Op.BLOB_HELD | Op.ERROR:
                 self._copies.answered(incoming)
+                self._uploads.answered(incoming)
 
     def _judge_again(self, verdict: msg.VerdictMessage) -> None:
         """About what was to be held back; what has been sent meanwhile cannot be."""
@@ -500,7 +523,9 @@ class Agent:
                 unstarted.append(preparing)
         for start in unstarted:
             self._give_back(start, Ending.DROPPED)
-        if not unstarted:
+        if fence in self._bringing:
+            self._stop_bringing(fence)
+        elif not unstarted:
             self._executor.kill(fence, grace)
 
     def _give_back(self, start: Start, ending: Ending) -> None:
@@ -551,8 +576,6 @@ class Agent:
         if start is None:
             return
         self._door.dismiss(fence)
-        if (wrote := self._wrote.get(fence)) is not None:
-            wrote.total = outcome.output_size
         ended = Ended(
             fence,
             outcome.ending,
@@ -561,18 +584,30 @@ class Agent:
             int(outcome.duration * 1e6),
             outcome.output_size,
             outcome.result.decode("utf-8", "replace"),
+            outcome.is_file,
         )
         if outcome.ending is Ending.NOT_STARTED and outcome.code in NO_ROOM:
             # Nothing is wrong with the task: others may have room for it.
             self._wait_for_room(ended.result)
             ended = Ended(fence, Ending.RECALLED, 0, 0, 0, 0, "")
+        if ended.is_file and fence not in self._disowned:
+            self._journal.ended(ended)
+            self._bring(start, ended)
+        else:
+            self._over(start, ended)
+        self._start_next()
+
+    def _over(self, start: Start, ended: Ended) -> None:
+        """An attempt's output is complete, and its end can be told."""
+        fence = start.fence
+        if (wrote := self._wrote.get(fence)) is not None:
+            wrote.total = ended.output_size
         self._result(start, ended)
         if fence in self._disowned:
             del self._disowned[fence]
             self._drop([fence])
         else:
-            self._shipper.finish(fence, outcome.output_size)
-        self._start_next()
+            self._shipper.finish(fence, ended.output_size)
         self._check_idle()
 
     def _emit(self, fence: int, offset: int, data: bytes, final: bool, total: int) -> None:
@@ -582,6 +617,23 @@ class Agent:
         self._link.send(send(output, (data,)))
 
     # ------------------------------------------------------------ results
+
+    def _bring(self, start: Start, ended: Ended) -> None:
+        """An end that can be told once the file it names is at the master; until then the attempt has no slot, but to
+        the master it runs."""
+        task = asyncio.create_task(self._bring_and_tell(start, ended))
+        self._bringing[start.fence] = _Bringing(start, ended, task)
+
+    async def _bring_and_tell(self, start: Start, ended: Ended) -> None:
+        ended = await self._uploads.bring(self._files.attempt_dir(start.fence, make=False), ended)
+        del self._bringing[start.fence]
+        self._over(start, ended)
+
+    def _stop_bringing(self, fence: int) -> None:
+        """The master does not want it any more."""
+        bringing = self._bringing.pop(fence)
+        bringing.task.cancel()
+        self._over(bringing.start, msgspec.structs.replace(bringing.ended, ending=Ending.KILLED, is_file=False))
 
     def _result(self, start: Start, ended: Ended) -> None:
         self._journal.ended(ended)
@@ -607,7 +659,7 @@ class Agent:
         """What started and ended in this turn, in as few frames as it takes. Without a session it waits for one."""
         if not self._link.is_attached:
             return
-        rows = [row for row in self._started if row[3] in self._slots.running]
+        rows = [row for row in self._started if row[3] in self._slots.running or row[3] in self._bringing]
         self._started.clear()
         if rows:
             self._link.send(send_hot(Op.STARTED, 0, list(zip(*rows, strict=True))))
@@ -664,7 +716,7 @@ def _row(item: _Unacknowledged) -> tuple[int, ...]:
         start.index,
         start.generation,
         int(ended.ending),
-        0,
+        RESULT_IS_FILE if ended.is_file else 0,
         start.fence,
         ended.code,
         ended.started,

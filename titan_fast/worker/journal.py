@@ -88,6 +88,8 @@ class Ended(_Record, frozen=True, tag="ended"):
     duration: int
     output_size: int
     result: str
+    is_file: bool = False
+    """``result`` is the address of a file that the master holds; empty: it has to be brought there first."""
 
 
 class Forgotten(_Record, frozen=True, tag="forgotten"):

@@ -17,6 +17,8 @@ from typing import Protocol
 
 import msgspec
 
+OUTPUT_NAME = "output"
+"""In the directory of its attempt."""
 OUTPUT_LIMIT = 64 << 20
 """Bytes of an attempt's output that stay on disk: the first half and the last half."""
 SHIP_HEAD = 1 << 20
@@ -94,6 +96,12 @@ def bound(path: str, limit: int = OUTPUT_LIMIT) -> Gap | None:
         _write_gap(path, closed)
         os.write(fd, tail)
         return closed
+
+
+def note(path: str, text: str) -> None:
+    """A line of ours at the end of an attempt's output; a full disk is no reason to fail."""
+    with contextlib.suppress(OSError), _opened(path, os.O_WRONLY | os.O_APPEND) as fd:
+        os.write(fd, f"\n[titan-fast] {text}\n".encode("utf-8", "replace"))
 
 
 def total_size(fd: int, path: str) -> int:

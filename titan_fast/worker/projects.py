@@ -7,13 +7,14 @@ and heartbeats must go on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 from titan_fast.errors import ConnectionLost, TitanError
 from titan_fast.protocol import messages as msg
-from titan_fast.protocol.connection import Incoming, send
-from titan_fast.protocol.opening import error_from
+from titan_fast.protocol.connection import Incoming
+from titan_fast.worker.requests import Requests
 from titan_fast.worker.workspace import Workspace
 
 FIRST_REQUEST = 1000
@@ -25,9 +26,7 @@ class Projects:
 
     def __init__(self, workspace: Workspace, send_frame: Callable[[bytes], None]) -> None:
         self._workspace = workspace
-        self._send = send_frame
-        self._next_request = FIRST_REQUEST
-        self._answers: dict[int, asyncio.Future[Incoming]] = {}
+        self._requests = Requests(send_frame, FIRST_REQUEST)
         self._fetching: dict[str, asyncio.Task[str]] = {}
         self._preparing: dict[int, asyncio.Task[str]] = {}
         self._ready: set[int] = set()
@@ -104,30 +103,15 @@ class Projects:
     async def _ask(self, message: msg.Message) -> Incoming:
         """One request to the master; asked again when the connection is cut meanwhile."""
         while True:
-            request = self._next_request
-            self._next_request += 1
-            answer = self._answers[request] = asyncio.get_running_loop().create_future()
-            self._send(send(message, request=request))
-            try:
-                incoming: Incoming = await answer
-            except ConnectionLost:
-                continue
-            finally:
-                del self._answers[request]
-            if isinstance(incoming.message, msg.Error):
-                raise error_from(incoming.message)
-            return incoming
+            with contextlib.suppress(ConnectionLost):
+                return await self._requests.ask(message)
 
     def answered(self, incoming: Incoming) -> None:
-        answer = self._answers.get(incoming.request)
-        if answer is not None and not answer.done():
-            answer.set_result(incoming)
+        self._requests.answered(incoming)
 
     def ask_again(self) -> None:
         """There is a new connection: what was asked on the old one, or in between, will not be answered."""
-        for answer in self._answers.values():
-            if not answer.done():
-                answer.set_exception(ConnectionLost("the connection to the master broke"))
+        self._requests.ask_again()
 
     def forget(self, run: int) -> None:
         """Its working copy may go, or is not wanted any more once it is there."""

@@ -218,6 +218,8 @@ class MemoryStore:
         gone = [number for place, (number, at) in enumerate(finished) if place < surplus or at < older_than]
         for number in gone:
             del kept.runs[number]
+        results = tuple(f"{number}/" for number in gone)
+        kept.artifacts = {name: fact for name, fact in kept.artifacts.items() if not name.startswith(results)}
         kept.forgotten |= {number: at for number, at in finished if number not in kept.runs}
         kept.forgotten = {number: at for number, at in kept.forgotten.items() if at > now - KEEP_AFTER_RUN}
         kept.replies = {

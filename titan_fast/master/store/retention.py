@@ -11,6 +11,7 @@ import apsw
 
 from titan_fast.master.store import rows
 from titan_fast.master.store.schema import fetch
+from titan_fast.scheduler.facts import ArtifactPublished
 
 KEEP_REPLIES = 86400.0
 """Seconds a reply is kept at least,"""
@@ -74,10 +75,21 @@ def _empty_one(db: apsw.Connection, gone: list[int]) -> bool:
     db.execute(
         "DELETE FROM journal WHERE (run, seq) IN (SELECT run, seq FROM journal WHERE run = ? LIMIT ?)", (run, _STRIDE)
     )
-    if db.changes() < _STRIDE:
+    if db.changes() < _STRIDE and not _unname(db, run):
         db.execute("UPDATE forgotten SET emptied = 1 WHERE number = ?", (run,))
         gone.append(run)
     return True
+
+
+def _unname(db: apsw.Connection, run: int) -> bool:
+    """A few artifacts that are results of this run; False: none are left."""
+    first, end = f"{run}/", f"{run}0"  # "0" comes right after "/"
+    db.execute(
+        "DELETE FROM named WHERE (kind, name) IN "
+        "(SELECT kind, name FROM named WHERE kind = ? AND name >= ? AND name < ? LIMIT ?)",
+        (rows.KIND[ArtifactPublished], first, end, _STRIDE),
+    )
+    return db.changes() > 0
 
 
 def _old_replies(db: apsw.Connection, now: float) -> bool:

@@ -90,7 +90,9 @@ class Outcome(msgspec.Struct, frozen=True):
     output_size: int
     """Bytes the attempt wrote to its output in all, dropped ones included."""
     result: bytes
-    """What it wrote to TITAN_RESULT (at most 64 KiB); for NOT_STARTED the reason as text."""
+    """What it wrote to TITAN_RESULT, if that is text of at most 64 KiB; for NOT_STARTED the reason as text."""
+    is_file: bool = False
+    """It succeeded, and what it wrote to TITAN_RESULT is something else: it stays in the attempt's directory."""
 
 
 class Observer(Protocol):

@@ -14,7 +14,6 @@ import errno
 import os
 import select
 import signal
-import stat
 import sys
 import time
 from collections import deque
@@ -25,13 +24,9 @@ from titan_fast.ids import Ending
 from titan_fast.worker.executors import tree
 from titan_fast.worker.executors.base import Attempt, Clocks, Exit, Left, Observer, Outcome, Recorder
 from titan_fast.worker.exits import Exits, Told
-from titan_fast.worker.output import total_size
+from titan_fast.worker.output import OUTPUT_NAME, note, total_size
+from titan_fast.worker.results import MAX_RESULT, RESULT_NAME, RESULT_REFUSED, read_result
 
-OUTPUT_NAME = "output"
-RESULT_NAME = "result"
-MAX_RESULT = 64 << 10
-RESULT_REFUSED = 65
-"""The exit code reported for an attempt that succeeded but whose result cannot be taken (EX_DATAERR)."""
 FILE_LIMIT = 1 << 40
 """RLIMIT_FSIZE, bytes. The output is kept short by punching holes, so this only ends what has gone mad."""
 
@@ -430,12 +425,12 @@ class SpawnExecutor:
         (self._poller if self._watch is None or live.pidfd < 0 else self._watch).remove(live)
         how, code = live.exit.how, live.exit.code
         output_path = f"{attempt.attempt_dir}/{OUTPUT_NAME}"
-        result, complaint = _read_result(f"{attempt.attempt_dir}/{RESULT_NAME}")
-        if complaint:
-            _note(output_path, complaint)
+        result = read_result(f"{attempt.attempt_dir}/{RESULT_NAME}")
+        if result.complaint:
+            note(output_path, result.complaint)
         if live.ending is None or live.ending is Ending.EXIT:
             ending = Ending.EXIT if how == os.CLD_EXITED else Ending.SIGNAL
-            if complaint and ending is Ending.EXIT and code == 0:
+            if result.complaint and ending is Ending.EXIT and code == 0:
                 code = RESULT_REFUSED
         else:
             ending = live.ending
@@ -445,7 +440,8 @@ class SpawnExecutor:
         _close(live)
         del self._live[attempt.fence]
         duration = (live.ended or live.exit.at) - live.began.monotonic
-        self._news.append(Outcome(attempt.fence, ending, code, live.began.wall, duration, size, result))
+        is_file = result.is_file and ending is Ending.EXIT and code == 0  # of a failure no file is kept
+        self._news.append(Outcome(attempt.fence, ending, code, live.began.wall, duration, size, result.text, is_file))
         if self._empty is not None and not self._live:
             self._empty.set_result(None)
             self._empty = None
@@ -527,7 +523,7 @@ class SpawnExecutor:
         """The leader has ended: report, or see to the others (in their grace they are left alone)."""
         if live.killed and now - live.killed > _GIVE_UP:
             for member in rest:
-                _note(f"{live.attempt.attempt_dir}/{OUTPUT_NAME}", f"process {member.pid} could not be ended")
+                note(f"{live.attempt.attempt_dir}/{OUTPUT_NAME}", f"process {member.pid} could not be ended")
             rest = []
         if not rest:
             del self._ending[live.attempt.fence]
@@ -652,43 +648,3 @@ def _group_of(pid: int) -> int:
         return os.getpgid(pid)
     except OSError:
         return -1
-
-
-def _read_result(path: str) -> tuple[bytes, str]:
-    """What the attempt wrote to TITAN_RESULT, or b"" and why it cannot be taken."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | _SAFELY)
-    except FileNotFoundError:
-        return b"", ""
-    except OSError as error:
-        return b"", f"the result file cannot be read ({error.strerror})"
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            return b"", "the result file is no regular file"
-        data = os.read(fd, MAX_RESULT + 1)
-    except OSError as error:
-        return b"", f"the result file cannot be read ({error.strerror})"
-    finally:
-        os.close(fd)
-    if len(data) > MAX_RESULT:
-        return b"", f"the result has {status.st_size} bytes, at most {MAX_RESULT} are allowed (write a file instead)"
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return b"", "the result is not UTF-8 text"
-    return data, ""
-
-
-def _note(path: str, text: str) -> None:
-    """A line of ours at the end of an attempt's output; a full disk is no reason to fail."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | _SAFELY)
-    except OSError:
-        return
-    try:
-        os.write(fd, f"\n[titan-fast] {text}\n".encode("utf-8", "replace"))
-    except OSError:
-        pass
-    finally:
-        os.close(fd)
