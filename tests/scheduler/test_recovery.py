@@ -709,3 +709,17 @@ def test_a_run_recalled_for_a_retry_knows_its_places() -> None:
     assert harness.held_names("w2") == ["b"]
     harness.run_to_end()
     assert harness.run_state(run) == "COMPLETED"
+
+
+def test_working_copies_from_before_a_restart_are_forgotten_in_time_and_those_of_living_runs_are_not():
+    harness = SchedulerHarness(Tuning(keep_copies=60.0))
+    harness.worker("w1", slots=2)
+    done = harness.submit([task("a")])
+    harness.finish("w1")
+    going = harness.submit([task("b"), task("c", "b")])
+    harness.finish("w1", only="b")
+    harness.restart(grace=1.0)
+    harness.workers["w1"].copies = (done, going)
+    harness.attach("w1")
+    told = harness.advance(61.0)
+    assert [command for command in told if isinstance(command, cmd.ForgetRun)] == [cmd.ForgetRun(done, ("w1",))]

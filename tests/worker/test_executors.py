@@ -26,9 +26,10 @@ from titan_fast.ids import Ending
 from titan_fast.worker.executors import spawn as spawn_module
 from titan_fast.worker.executors import tree
 from titan_fast.worker.executors.base import Attempt, Exit, Left
-from titan_fast.worker.executors.spawn import MAX_RESULT, RESULT_REFUSED, SpawnExecutor
+from titan_fast.worker.executors.spawn import SpawnExecutor
 from titan_fast.worker.exits import Told
 from titan_fast.worker.journal import Exited, Journal, JournalFile, Stopping
+from titan_fast.worker.results import MAX_RESULT, RESULT_REFUSED
 
 DEADLINE = 20.0
 EXECUTORS = {"spawn": SpawnExecutor}
@@ -410,9 +411,6 @@ def test_what_cannot_start_says_why(stage, tmp_path):
         ("printf 'fine é' > $TITAN_RESULT", 0, "fine é".encode(), b""),
         ("printf half > $TITAN_RESULT; exit 4", 4, b"half", b""),
         (f"head -c {MAX_RESULT} /dev/zero > $TITAN_RESULT", 0, bytes(MAX_RESULT), b""),
-        (f"head -c {MAX_RESULT + 1} /dev/zero > $TITAN_RESULT", RESULT_REFUSED, b"", b"has 65537 bytes, at most 65536"),
-        ("head -c 70000 /dev/zero > $TITAN_RESULT; exit 4", 4, b"", b"has 70000 bytes"),
-        (r"printf '\377' > $TITAN_RESULT", RESULT_REFUSED, b"", b"not UTF-8"),
         ("mkfifo $TITAN_RESULT", RESULT_REFUSED, b"", b"no regular file"),
         ("mkdir $TITAN_RESULT", RESULT_REFUSED, b"", b"no regular file"),
         ("ln -s /etc/passwd $TITAN_RESULT", RESULT_REFUSED, b"", b"cannot be read"),
@@ -424,6 +422,21 @@ def test_result(stage, script, code, result, note):
         assert (outcome.ending, outcome.code, outcome.result) == (Ending.EXIT, code, result)
         assert note in stage.output() and bool(note) == bool(stage.output())
         assert outcome.output_size == len(stage.output())
+        assert not outcome.is_file
+
+    stage.play(scene)
+
+
+@pytest.mark.parametrize("write", [f"head -c {MAX_RESULT + 1} /dev/zero", r"printf '\377'"], ids=["long", "no text"])
+def test_a_result_that_is_no_short_text_stays_a_file(stage, write):
+    async def scene():
+        outcome = await stage.run(f"{write} > $TITAN_RESULT")
+        assert (outcome.ending, outcome.code, outcome.result, outcome.is_file) == (Ending.EXIT, 0, b"", True)
+        assert not stage.output()
+        outcome = await stage.run(f"{write} > $TITAN_RESULT; exit 4", fence=2)
+        assert (outcome.code, outcome.result, outcome.is_file) == (4, b"", False), "of a failure nobody needs it"
+        outcome = await stage.run(f"{write} > $TITAN_RESULT; sleep 1000", fence=3, timeout=0.2, grace=DEADLINE)
+        assert (outcome.ending, outcome.result, outcome.is_file) == (Ending.TIMEOUT, b"", False)
 
     stage.play(scene)
 

@@ -290,6 +290,7 @@ class Intake:
                 message.slots,
                 message.permanent,
                 inventory,
+                message.copies,
             )
         )
 

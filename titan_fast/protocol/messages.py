@@ -19,6 +19,8 @@ from titan_fast.protocol.opcodes import Op
 MAX_ATTACHMENTS = 100_000
 """Raw parts of one message: a payload for each named task of a graph."""
 MAX_CRITICAL = 32
+MAX_COPIES = 10_000
+"""Working copies that one ATTACH tells of."""
 MAX_SAID = 300
 """Characters of a peer's own text that an error about it repeats."""
 
@@ -616,6 +618,8 @@ class Attach(Message, frozen=True, omit_defaults=True):
     """False: the master may scale it down."""
     inventory: tuple[Held, ...] = ()
     """Every attempt it holds: running, waiting, or ended without an acknowledgement."""
+    copies: Annotated[tuple[RunNumber, ...], Meta(max_length=MAX_COPIES)] = ()
+    """Runs whose working copies it keeps: those that are over are forgotten in time."""
     nonces: dict[str, str] = {}
     """Epoch (as text) -> nonce of the masters that assigned what is in the inventory."""
 

@@ -104,6 +104,8 @@ class WorkerAttached(Event, frozen=True):
     slots: int
     permanent: bool
     inventory: tuple[HeldAttempt, ...] = ()
+    copies: tuple[int, ...] = ()
+    """Runs whose working copies it keeps."""
 
 
 class WorkerSuspected(Event, frozen=True):

@@ -331,6 +331,7 @@ class Worker:
         "draining",
         "fences",
         "gone_at",
+        "heard",
         "held",
         "id",
         "lots",
@@ -365,6 +366,8 @@ class Worker:
         self.alone: tuple[int, int] | None = None
         """The (run, index) that must run here with nothing beside it."""
         self.attached_at = 0.0
+        self.heard = False
+        """It has attached to this master. One that was alive before a restart has not yet."""
         self.gone_at = 0.0
 
     def find_lot(self, fence: int) -> Lot | None:

@@ -101,6 +101,8 @@ class PaperWorker:
         self.held: dict[int, Held] = {}
         self.asked: list[cmd.Recall | cmd.Kill] = []
         """What the master asked of it and it has not answered yet; `SchedulerHarness.obey` does."""
+        self.copies: tuple[int, ...] = ()
+        """Runs whose working copies it keeps."""
         self.unsent: list[Ended] = []
         """Ended while it was cut off, or under a wait verdict: told when the master says keep."""
         self.unacknowledged: list[Ended] = []
@@ -378,7 +380,7 @@ class SchedulerHarness:
         inventory += [_line(ended.held, ev.ENDED) for ended in worker.unsent]
         self._awaited.discard(name)
         event = ev.WorkerAttached(
-            ticket, name, name, worker.nonce, worker.capabilities, worker.slots, True, tuple(inventory)
+            ticket, name, name, worker.nonce, worker.capabilities, worker.slots, True, tuple(inventory), worker.copies
         )
         self.do(event)
         verdict = self.answer(ticket)

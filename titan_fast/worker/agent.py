@@ -305,6 +305,7 @@ class Agent:
             capabilities=self._capabilities,
             permanent=self._settings.permanent,
             inventory=tuple(held),
+            copies=tuple(self._files.runs()[-msg.MAX_COPIES :]),
             nonces={str(epoch): self._journal.epochs.get(epoch, "") for epoch in epochs},
         )
 

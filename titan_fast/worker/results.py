@@ -67,9 +67,8 @@ class Uploads:
     """Brings result files to the master, one after the other: two with the same content would be one file there, and
     each would break off the other."""
 
-    def __init__(self, send_frame: Callable[[bytes], None], pause: float = PAUSE) -> None:
+    def __init__(self, send_frame: Callable[[bytes], None]) -> None:
         self._requests = Requests(send_frame, FIRST_REQUEST)
-        self._pause = pause
         self._turn = asyncio.Lock()
 
     def answered(self, incoming: Incoming) -> None:
@@ -118,7 +117,7 @@ class Uploads:
                 if not is_told:
                     log.warning("a result of %d bytes has to wait: %s", size, error)
                 is_told = True
-            await asyncio.sleep(self._pause)
+            await asyncio.sleep(PAUSE)
 
     async def _send(self, fd: int, digest: str, size: int) -> None:
         held = (await self._requests.ask(msg.BlobAsk(digest))).message

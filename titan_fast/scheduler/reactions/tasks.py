@@ -8,11 +8,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 
+from titan_fast._layout import RESULT_PREFIX
 from titan_fast.ids import Ending
 from titan_fast.scheduler import placement
 from titan_fast.scheduler.commands import ForgetRun
 from titan_fast.scheduler.events import AttemptsFinished, AttemptsStarted
-from titan_fast.scheduler.facts import AttemptsEnded, AttemptsRunning, RunEnded, TasksSettled
+from titan_fast.scheduler.facts import ArtifactPublished, AttemptsEnded, AttemptsRunning, RunEnded, TasksSettled
 from titan_fast.scheduler.lifecycle import PUBLIC, TaskState, move, public_counts
 from titan_fast.scheduler.retry import backoff, is_retryable
 from titan_fast.scheduler.sabotage import PARENTS_COUNTED_ONCE
@@ -237,6 +238,7 @@ def on_attempts_finished(state: State, event: AttemptsFinished, out: Outbox) -> 
     worker = state.workers.get(event.worker)
     if worker is None:
         return
+    references = event.references
     for row, fence in enumerate(event.fence):
         lot = worker.find_lot(fence)
         member = fence - lot.fence if lot is not None else 0
@@ -262,6 +264,7 @@ def on_attempts_finished(state: State, event: AttemptsFinished, out: Outbox) -> 
                 event.duration[row],
                 event.results[row],
                 out,
+                references.get(row) if references else None,
             )
         out.changed(run.id)
     state.needs_placement = True
@@ -304,8 +307,9 @@ def _judge(
     duration: int,
     result: bytes,
     out: Outbox,
+    size: int | None = None,
 ) -> None:
-    """What an attempt's end makes of its task."""
+    """What an attempt's end makes of its task. ``size``: of the file, where the result is the address of one."""
     spec = lot.spec
     if run.state[index] == S.CANCELLING:
         to, reason = S.CANCELLED, "cancelled"
@@ -314,6 +318,9 @@ def _judge(
         placement.measured(state, run, spec, duration / 1e6)
         if result and spec in run.wanted:
             run.results[index] = result
+        if size is not None:
+            digest = result.decode().removeprefix(RESULT_PREFIX)
+            out.fact(ArtifactPublished(state.wall, f"{run.id}/{run.label(index)}", digest, size))
     else:
         reason = _reason(ending, code, result)
         failures = run.failures[index] = run.failures.get(index, 0) + 1
@@ -571,17 +578,31 @@ def end_run(state: State, run: Run, out: Outbox) -> None:
     out.changed(run.id)
     finished(state, run, out)
     if run.visited:
-        keep = state.tuning.keep_copies
-        state.copies.append((state.now + keep, run.id, run.finished_at, tuple(sorted(run.visited))))
-        if len(state.copies) == 1:
-            state.timer(keep, ("copies",))
-        else:
-            _forget_copies(state, out)
+        _keep_copies(state, run.id, run.finished_at, tuple(sorted(run.visited)), out)
 
 
 def finished(state: State, run: Run, out: Outbox) -> None:
     """From now on it may leave memory (`Scheduler.forget_finished`)."""
     state.finished.append((run.id, out.here(), run.finished_at))
+
+
+def copies_found(state: State, worker: Worker, runs: Iterable[int], out: Outbox) -> None:
+    """A worker has working copies from before this master's time: what is over is forgotten in time, as ever."""
+    for number in runs:
+        run = state.runs.get(number)
+        if run is not None:
+            run.visited.add(worker.id)
+        if run is None or run.is_final:
+            _keep_copies(state, number, run.finished_at if run is not None else 0.0, (worker.id,), out)
+
+
+def _keep_copies(state: State, run: int, finished_at: float, workers: tuple[str, ...], out: Outbox) -> None:
+    keep = state.tuning.keep_copies
+    state.copies.append((state.now + keep, run, finished_at, workers))
+    if len(state.copies) == 1:
+        state.timer(keep, ("copies",))
+    else:
+        _forget_copies(state, out)
 
 
 def copies_are_due(state: State, out: Outbox) -> None:

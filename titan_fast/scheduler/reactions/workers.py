@@ -63,6 +63,9 @@ def on_worker_attached(state: State, event: WorkerAttached, out: Outbox) -> None
                 state.wall, worker.id, worker.name, worker.nonce, event.capabilities, event.slots, event.permanent
             )
         )
+    if is_new or not worker.heard:
+        worker.heard = True
+        tasks.copies_found(state, worker, event.copies, out)
     _forget_undecided(state, worker)
     placement.forget_recalls(state, worker)  # they may have died with the old connection
     told = {item.fence for item in event.inventory if is_ours(state, item)}
