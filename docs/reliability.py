@@ -122,7 +122,7 @@ def result(report: Report | None) -> str:
 
 def detail(report: Report) -> str:
     """What a test did, and what needed a reason."""
-    said = ", ".join(f"{text} {value:,g}" for text, value in report.figures.items())
+    said = ", ".join(f"{text} {value:,.10g}" for text, value in report.figures.items())
     excused = ", ".join(f"{text} {count:,}" for text, count in report.excused.items()) or "nothing"
     return f"**{report.name}, {report.size}** (`{report.command}`): {said}. Excused: {excused}."
 

@@ -1,8 +1,13 @@
-"""What every test shares: the ``--no-compiled`` and ``--long`` switches."""
+"""What every test shares: the ``--no-compiled`` and ``--long`` switches, and ``report``."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 def pytest_addoption(parser):

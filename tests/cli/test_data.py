@@ -160,6 +160,7 @@ def test_a_file_is_published_and_comes_back(cli, shelf, tmp_path):
     cli("artifact", "get", "model.bin", "-o", "copy")
     cli("artifact", "get", DIGEST, "-o", "by-address")
     assert cli("artifact", "get", "model.bin", "-o", "-").out == CONTENT
+    assert cli("artifact", "get", f"artifact:{DIGEST}", "-o", "-").out == CONTENT, "as a result says it"
     assert (tmp_path / "copy").read_bytes() == (tmp_path / "by-address").read_bytes() == CONTENT
     assert sorted(path.name for path in tmp_path.iterdir()) == ["by-address", "copy", "model.bin"]
 

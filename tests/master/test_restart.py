@@ -5,21 +5,15 @@ Measured from the exec of the program to the first assignment that a worker rece
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
+from report import Report
 
 from titan_fast.model.spec import GraphSpec, TaskSpec, Work
 from titan_fast.testing.cluster import Cluster, until
 from titan_fast.testing.paper_worker import PaperWorker, PaperWorkers
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "perf"))
-
-from report import Report  # noqa: E402
 
 PENDING = 100_000
 WORK = Work(argv=("true",))

@@ -90,6 +90,11 @@ def test_strangers_may_say_three_things():
     assert {op for op in Op if is_allowed(op, Role.STRANGER)} == {Op.HELLO, Op.PROOF, Op.ERROR}
 
 
+def test_a_worker_may_bring_and_fetch_files_and_name_none():
+    files = {op for op in Op if op.name.startswith(("BLOB_", "ARTIFACT_", "KV_")) and is_allowed(op, Role.WORKER)}
+    assert files == {Op.BLOB_ASK, Op.BLOB_PUT, Op.BLOB_GET}
+
+
 def test_a_task_may_use_keys_and_files_and_nothing_else():
     keys = {Op.KV_GET, Op.KV_SET, Op.KV_LIST}
     files = {Op.BLOB_ASK, Op.BLOB_PUT, Op.BLOB_GET, Op.ARTIFACT_PUBLISH, Op.ARTIFACT_LIST}

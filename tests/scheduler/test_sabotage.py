@@ -10,7 +10,6 @@ from test_recovery import check_adopted, check_backoff, check_cancel, check_cras
 from test_verdicts import (
     check_floor,
     check_foreign,
-    check_generation,
     check_higher_fence,
     check_parents_fence,
     check_retry_floor,
@@ -25,13 +24,12 @@ from titan_fast.scheduler.sabotage import (
     CRASHES_FORGOTTEN,
     FLOOR_IGNORED,
     FORGET_TO_REQUEUE,
-    GENERATION_IGNORED,
     HIGHER_FENCE_IGNORED,
     HOLD_SKIPPED,
     OLD_NONCE_KEPT,
     PARENTS_COUNTED_ONCE,
     PARENTS_FENCE_IGNORED,
-    RETRY_FLOOR_KEPT,
+    RETRY_NOT_FENCED,
     SABOTAGE,
 )
 from titan_fast.scheduler.state import Tuning
@@ -42,8 +40,7 @@ CAUGHT_BY: dict[str, Callable[[Tuning | None], None]] = {
     ABSENT_IS_CRASH: check_absent,
     OLD_NONCE_KEPT: check_old_nonce,
     FLOOR_IGNORED: check_floor,
-    RETRY_FLOOR_KEPT: check_retry_floor,
-    GENERATION_IGNORED: check_generation,
+    RETRY_NOT_FENCED: check_retry_floor,
     HIGHER_FENCE_IGNORED: check_higher_fence,
     PARENTS_FENCE_IGNORED: check_parents_fence,
     COPIED_STATE: check_foreign,

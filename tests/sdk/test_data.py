@@ -95,8 +95,16 @@ def files(master):
 def test_bytes_are_published_and_read_back(client, files):
     published = client.artifacts.put(b"some bytes", "a")
     assert client.artifacts.read("a") == client.artifacts.read(published.digest) == b"some bytes"
+    assert client.artifacts.read(f"artifact:{published.digest}") == b"some bytes", "as a result says it"
     with pytest.raises(InvalidUsage, match="needs a name"):
         client.artifacts.put(b"some bytes")
+
+
+@pytest.mark.parametrize("name", ["artifact:", "artifact:model", "artifact:" + "A" * 64, "artifact:" + "ab" * 33])
+def test_a_name_may_begin_like_an_address(client, master, files, name):
+    client.artifacts.put(b"some bytes", name)
+    client.artifacts.read(name)
+    assert {asked.name for asked in master.asked if isinstance(asked, msg.ArtifactList)} == {name}
 
 
 def test_a_file_is_published_under_its_own_name(client, master, files, tmp_path):

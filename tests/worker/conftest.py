@@ -188,9 +188,9 @@ class ScriptedExecutor:
         if fence in self.running and not self.is_deaf:
             asyncio.get_running_loop().call_soon(self.end, fence, -9, Ending.KILLED)
 
-    def end(self, fence, code=0, ending=Ending.EXIT, result=b"", is_file=False):
+    def end(self, fence, code=0, ending=Ending.EXIT, result=b"", is_file=False, output_size=0):
         if self.running.pop(fence, None) is not None:
-            self.observer.attempt_ended(Outcome(fence, ending, code, 1000.0, 1.5, 0, result, is_file))
+            self.observer.attempt_ended(Outcome(fence, ending, code, 1000.0, 1.5, output_size, result, is_file))
 
     async def close(self, grace):
         for fence in list(self.running):

@@ -20,6 +20,7 @@ from titan_fast.worker.results import PIECE, RESULT_REFUSED
 A, B, C = (make_fence(1, sequence) for sequence in range(1, 4))
 CONTENT = bytes(range(256)) * (PIECE // 256) * 2 + b"and a rest"
 ADDRESS = hashlib.sha256(CONTENT).hexdigest()
+WORDS = b"some words\n"
 FILE = (A, Ending.EXIT, 0)
 
 
@@ -35,9 +36,9 @@ def place(stage, fence):
 def end_with_file(stage, fence, content=CONTENT):
     with open(f"{place(stage, fence)}/result", "wb") as file:
         file.write(content)
-    with open(f"{place(stage, fence)}/output", "wb"):
-        pass
-    stage.executor.end(fence, is_file=True)
+    with open(f"{place(stage, fence)}/output", "wb") as file:
+        file.write(WORDS)
+    stage.executor.end(fence, is_file=True, output_size=len(WORDS))
 
 
 def asked(session):
@@ -91,6 +92,15 @@ async def told(master, session, count=1):
     return session.results()[-1], frame.columns[4][0], frame.tail
 
 
+async def output_of(master, session):
+    """What was said of the only attempt's output, once that is complete."""
+    await master.until(lambda: any(frame.message.final for frame in session.frames(Op.OUTPUT)))
+    pieces = session.frames(Op.OUTPUT)
+    text = b"".join(piece.attachments[0] for piece in pieces if piece.attachments)
+    assert pieces[-1].message.total == len(text)
+    return text
+
+
 def test_a_file_is_there_before_it_is_told_and_its_attempt_has_no_slot_meanwhile(make_stage):
     stage = make_stage(slots=1)
 
@@ -106,7 +116,7 @@ def test_a_file_is_there_before_it_is_told_and_its_attempt_has_no_slot_meanwhile
         assert await rest(master, session, 3) == b"and a rest"
         assert await told(master, session, 2) == (FILE, RESULT_IS_FILE, ADDRESS.encode())
         session.ack(session.frames(Op.RESULT)[-1].sequence)
-        await stage.until(lambda: not os.path.exists(place(stage, A)))
+        await stage.until(lambda: not stage.has_folder(A))
 
     async def rest(master, session, at):
         request = await next_of(master, session, at)
@@ -165,6 +175,7 @@ def test_what_is_broken_off_in_the_middle_starts_over(stage, pieces, killed):
         assert await take(master, second) == CONTENT
         assert await told(master, second) == (FILE, RESULT_IS_FILE, ADDRESS.encode())
         assert not session.results()
+        assert await output_of(master, second) == WORDS
 
     stage.play(scene)
 
@@ -245,7 +256,10 @@ def test_a_master_that_cannot_take_it_now_is_asked_again(stage, caplog, error):
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (TooLarge("at most 7 bytes are taken"), "the master does not take the result file: at most 7 bytes are taken"),
+        (
+            TooLarge("at most 7 bytes are taken", hint="raise it"),
+            "the master does not take the result file: at most 7 bytes are taken; raise it",
+        ),
         (BadMessage("it is another"), "the result file changed while it was sent (it is another)"),
     ],
 )
@@ -256,11 +270,9 @@ def test_what_the_master_does_not_take_is_a_failure_that_says_why(stage, error, 
         answer(session, await next_of(master, session, 0), msg.BlobHeld(ADDRESS, -1))
         answer(session, await next_of(master, session, 1), error)
         assert await told(master, session) == ((A, Ending.EXIT, RESULT_REFUSED), 0, b"")
-        await master.until(lambda: any(frame.message.final for frame in session.frames(Op.OUTPUT)))
-        output = session.frames(Op.OUTPUT)
-        text = b"".join(frame.attachments[0] for frame in output if frame.attachments)
-        assert text.decode() == f"\n[titan-fast] {reason}\n"
-        assert output[-1].message.total == len(text) == session.frames(Op.RESULT)[-1].columns[9][0]
+        text = await output_of(master, session)
+        assert text == WORDS + f"\n[titan-fast] {reason}\n".encode()
+        assert len(text) == session.frames(Op.RESULT)[-1].columns[9][0]
         await stage.restart()
         second = await master.attached(2)
         assert second.inventory == {A: 2}, "and stays one"
@@ -331,16 +343,55 @@ def test_one_that_has_to_wait_is_brought_and_told_when_the_master_has_decided(st
     stage.play(scene)
 
 
-def test_another_master_of_the_same_epoch_hears_nothing_of_it(stage):
+@pytest.mark.parametrize("runs", [False, True])
+def test_another_master_of_the_same_epoch_hears_nothing_of_it(stage, runs):
+    async def scene(master):
+        session = await begin(stage, master, A)
+        stage.executor.is_deaf = True
+        if not runs:
+            end_with_file(stage, A)
+            await next_of(master, session, 0)
+        master.nonce, master.history = "other", "h2"
+        session.cut()
+        if runs:
+            await stage.until(lambda: stage.executor.killed)
+            end_with_file(stage, A)
+        second = await master.attached(2)
+        assert second.inventory == {}
+        second.keep_all()
+        assert not stage.has_folder(A)
+
+    stage.play(scene)
+
+
+def test_its_run_keeps_its_files_under_another_history(stage, tmp_path):
     async def scene(master):
         session = await begin(stage, master, A)
         end_with_file(stage, A)
         await next_of(master, session, 0)
-        master.nonce, master.history = "other", "h2"
+        master.epoch, master.nonce, master.history = 7, "n7", "h2"
         session.cut()
         second = await master.attached(2)
-        assert second.inventory == {}
-        second.keep_all()
-        assert not os.path.exists(place(stage, A))
+        second.verdict(keep=[A])
+        await take(master, second)
+        assert [path.name for path in (tmp_path / "work" / "runs").iterdir()] == ["1"]
+
+    stage.play(scene)
+
+
+def test_one_that_ends_in_the_turn_in_which_it_began_is_told_as_started(stage):
+    async def scene(master):
+        session = await master.attached()
+        session.keep_all()
+        real = stage.executor.observer.attempt_started
+
+        def started(fence, pid, at):
+            real(fence, pid, at)
+            end_with_file(stage, fence)
+
+        stage.executor.observer.attempt_started = started
+        session.assign(A)
+        await next_of(master, session, 0)
+        assert [list(frame.columns[3]) for frame in session.frames(Op.STARTED)] == [[A]]
 
     stage.play(scene)

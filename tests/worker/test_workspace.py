@@ -140,6 +140,17 @@ def test_a_used_directory_comes_back_empty(space, root):
     assert os.listdir(place) == [] and os.stat(place).st_mode & 0o777 == 0o700
 
 
+def test_a_large_result_is_left_to_a_thread(space, root):
+    place = space.attempt_dir(1)
+    with open(f"{place}/result", "wb") as file:
+        file.truncate(1 << 30)
+    space.remove_attempt(1)
+    assert not os.path.exists(place) and os.listdir(root / "spare") == []
+    space.close()
+    assert os.listdir(root / "trash") == []
+    space.open()
+
+
 def test_spare_directories_survive_a_restart(space, root):
     space.attempt_dir(1)
     space.remove_attempt(1)

@@ -83,8 +83,9 @@ class Graph:
             affinity: True for the worker of the parent that finished last; a text gathers tasks of that key.
             matrix: makes an array with a member for every combination; ``${matrix.x}`` stands for its values.
 
-        In run=, args= and env=, ``${tasks.x.result}`` stands for what the task x wrote to TITAN_RESULT; x must be
-        needed, directly or over others.
+        In run=, args= and env=, ``${tasks.x.result}`` stands for what the task x wrote to the file TITAN_RESULT; x must
+        be needed, directly or over others. Text of at most 64 KiB stands there as it is. For anything else it is
+        ``artifact:ADDRESS``, which ``titan-fast artifact get`` and `inside.artifacts.get` fetch.
 
         Raises:
             InvalidGraph: names the task and what is wrong with it.

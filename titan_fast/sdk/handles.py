@@ -131,7 +131,8 @@ class RunHandle(_Handle):
         return update
 
     def result(self, timeout: float | None = None) -> str:
-        """What the run's last task wrote to TITAN_RESULT, when the run has one last task; raises as `wait`."""
+        """What the run's last task wrote to TITAN_RESULT, when the run has one last task: the text, or, when it is no
+        text or longer than 64 KiB, ``artifact:ADDRESS`` for `Client.artifacts`. Raises as `wait`."""
         return self.wait(timeout).result
 
     def watch(self, timeout: float | None = None) -> Iterator[msg.Update]:

@@ -591,7 +591,7 @@ class Agent:
             # Nothing is wrong with the task: others may have room for it.
             self._wait_for_room(ended.result)
             ended = Ended(fence, Ending.RECALLED, 0, 0, 0, 0, "")
-        if ended.is_file and fence not in self._disowned:
+        if ended.is_file:
             self._journal.ended(ended)
             self._bring(start, ended)
         else:

@@ -96,7 +96,8 @@ class Uploads:
             except BadMessage as error:
                 return _refused(place, ended, f"the result file changed while it was sent ({error})")
             except TitanError as error:
-                return _refused(place, ended, f"the master does not take the result file: {error}")
+                reason = f"{error}; {error.hint}" if error.hint else str(error)
+                return _refused(place, ended, f"the master does not take the result file: {reason}")
             except OSError as error:
                 return _refused(place, ended, f"the result file cannot be read ({error.strerror})")
 

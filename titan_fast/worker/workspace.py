@@ -33,6 +33,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _WORKER_ID = re.compile(r"[0-9a-f]{32}")
 _FILES_OF_OURS = {"output", "output.gap", "result"}
 _MAX_SPARE = 256
+_LARGE = 16 << 20
+"""Bytes of a result that a thread had better delete; outputs are kept short."""
 _ROOM = 1 << 20
 """Bytes that must fit on the disk before attempts are started again."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -297,7 +299,7 @@ class Workspace:
             return
         try:
             names = os.listdir(folder)
-            if len(self._spare) < _MAX_SPARE and _FILES_OF_OURS.issuperset(names):
+            if len(self._spare) < _MAX_SPARE and _is_quick_to_empty(folder, names):
                 for name in names:
                     os.unlink(name, dir_fd=folder)
                 os.fchmod(folder, 0o700)
@@ -333,6 +335,13 @@ def _checked(digest: str) -> str:
     if not _DIGEST.fullmatch(digest):
         raise ProjectError(f"{digest[:80]!r} is not the address of a project")
     return digest
+
+
+def _is_quick_to_empty(folder: int, names: list[str]) -> bool:
+    """Nothing but files of ours is in it, and no large result."""
+    if not _FILES_OF_OURS.issuperset(names):
+        return False
+    return "result" not in names or os.stat("result", dir_fd=folder, follow_symlinks=False).st_size <= _LARGE
 
 
 def _write_durably(path: Path, text: str) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import psutil
 import pytest
@@ -15,9 +13,6 @@ import pytest
 from titan_fast.model.spec import GraphSpec, TaskSpec, Work
 from titan_fast.testing.cluster import Cluster, until
 from titan_fast.testing.paper_worker import PaperWorker, PaperWorkers
-
-ROOT = Path(__file__).parents[3]
-sys.path.insert(0, str(ROOT / "perf"))  # its reports
 
 WORK = Work(argv=("true",))
 

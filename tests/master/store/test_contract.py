@@ -9,7 +9,7 @@ import pytest
 from samples import ARTIFACT, PROJECT, accepted, ended, kv, published, registered, run_ended
 
 from titan_fast.ids import make_fence
-from titan_fast.master.store.base import ArtifactRow, AttemptRow, Fenced, RunHead, Store
+from titan_fast.master.store.base import ArtifactRow, AttemptRow, Fenced, Pruned, RunHead, Store
 from titan_fast.scheduler.facts import (
     AttemptsRunning,
     CancelAsked,
@@ -334,6 +334,27 @@ def test_runs_that_finished_long_ago_are_forgotten(store: Store) -> None:
     assert sorted(store.prune(100, 3.0, 10.0).runs) == [1, 2]
     assert [head.id for head in store.runs(100, 10)] == [7, 6, 5, 4, 3]
     assert unfinished(store) == [8], "an unfinished run is never too old"
+
+
+def test_results_that_are_files_go_with_their_run(store: Store) -> None:
+    finish(store, range(1, 3))
+    finish(store, range(10, 11))
+    names = ["1", "1/a", "1/part[0]", "1/\U0010ffff", "10/a", "1.5", "10", "2/a", "of 1/a"]
+    store.commit(1, [published(name) for name in names])
+    assert store.prune(2, 0.0, 10.0).runs == [1]
+    left = [row.name for row in store.artifacts("", "", 99)]
+    assert left == sorted(set(names) - {"1/a", "1/part[0]", "1/\U0010ffff"})
+    store.commit(1, [published("2/b", "ef" * 32)])
+    assert "ef" * 32 in store.digests()
+    store.prune(0, 0.0, 10.0)
+    assert store.digests() == {ARTIFACT} and store.artifact("2/b") is None
+
+
+def test_any_number_of_files_goes_with_a_run(store: Store) -> None:
+    finish(store, range(1, 2))
+    store.commit(1, [published(f"1/part[{member}]") for member in range(1000)])
+    assert store.prune(0, 0.0, 10.0) == Pruned([1], True)
+    assert store.artifacts("", "", 99) == []
 
 
 def test_forgetting_goes_on_where_it_stopped(another: Another) -> None:

@@ -11,7 +11,7 @@ from titan_fast.scheduler.facts import CancelAsked, RunAccepted, TasksDropped, T
 from titan_fast.scheduler.graph import admit
 from titan_fast.scheduler.lifecycle import FINAL, S, move
 from titan_fast.scheduler.reactions import tasks
-from titan_fast.scheduler.sabotage import RETRY_FLOOR_KEPT
+from titan_fast.scheduler.sabotage import RETRY_NOT_FENCED
 from titan_fast.scheduler.state import CANCELLED, UNWANTED, UPSTREAM, Outbox, Run, State
 
 
@@ -135,7 +135,7 @@ def on_retry_requested(state: State, event: RetryRequested, out: Outbox) -> None
         out.command(Refuse(event.ticket, error))
         return
     reopened = _with_descendants(run, chosen)
-    floor = state.last_fence()
+    floor = run.floor if RETRY_NOT_FENCED in state.tuning.sabotage else state.last_fence()
     out.fact(TasksReopened(state.wall, run.id, tuple(reopened), floor, key=event.key))
     run.status, run.finished_at, run.cancelled = "RUNNING" if run.started_at else "PENDING", 0.0, False
     specs = reopen(state, run, reopened, floor)
@@ -171,8 +171,6 @@ def _specs_of(run: Run, first: int, count: int) -> list[int]:
 
 def reopen(state: State, run: Run, stretches: list[tuple[int, int]], floor: int) -> list[int]:
     """Back to BLOCKED in the next generation, counters set again; returns the specs touched, in order."""
-    if RETRY_FLOOR_KEPT in state.tuning.sabotage:
-        floor = run.floor
     touched: dict[int, None] = {}
     for start, length in stretches:
         move(state, run, start, length, S.BLOCKED)

@@ -29,10 +29,10 @@ from titan_fast.scheduler.sabotage import (
     COPIED_STATE,
     FLOOR_IGNORED,
     FORGET_TO_REQUEUE,
-    GENERATION_IGNORED,
     HIGHER_FENCE_IGNORED,
     OLD_NONCE_KEPT,
     PARENTS_FENCE_IGNORED,
+    RETRY_NOT_FENCED,
 )
 from titan_fast.scheduler.state import DONE, RECALLING, WAITING, Lot, Outbox, Run, State, Worker
 
@@ -242,7 +242,7 @@ def _counts(state: State, run: Run, item: HeldAttempt, known: _Known) -> bool:
     sabotage, index, fence = state.tuning.sabotage, item.index, item.fence
     if run.state[index] in FINAL:
         return False
-    if item.generation != run.generation.get(index, 0) and GENERATION_IGNORED not in sabotage:
+    if item.generation != run.generation.get(index, 0) and RETRY_NOT_FENCED not in sabotage:
         return False
     if fence <= run.floor_of(index) and FLOOR_IGNORED not in sabotage:
         return False

@@ -1,15 +1,16 @@
-"""What was measured, as a report in build/reports: docs/reliability.py makes its table of such files.
+"""What a test found out, as a report in build/reports: docs/reliability.py makes its table of such files.
 
 with Report("restart", "pytest tests/master/test_restart.py", is_long) as report:
     report.figures["named tasks, s"] = seconds
 
-The report is written when the measurement is over, and says so when it failed.
+The report is written when the test is over, and says so when it failed.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 
@@ -17,15 +18,16 @@ REPORTS = Path(__file__).parent.parent / "build" / "reports"
 
 
 class Report:
-    """``figures`` is a line of text for each number.
+    """``figures`` is a line of text for each number, ``excused`` one for each kind of thing that needed a reason.
 
     Args:
-        name: of the report; the long size has a file of its own.
+        name: of the report, and of its row in the table; the long size has a file of its own.
         command: what makes it again.
     """
 
     def __init__(self, name: str, command: str, is_long: bool = False) -> None:
         self.figures: dict[str, float] = {}
+        self.excused: Counter[str] = Counter()
         self._path = REPORTS / f"{name}{'-long' if is_long else ''}.json"
         self._head = {"name": name, "command": command, "size": "long" if is_long else "CI"}
         self._began = time.monotonic()
@@ -40,8 +42,13 @@ class Report:
             **self._head,
             "passed": error is None,
             "seconds": round(time.monotonic() - self._began, 1),
-            "figures": {text: float(f"{value:.4g}") for text, value in self.figures.items()},
-            "excused": {},
+            "figures": {text: _short(value) for text, value in self.figures.items()},
+            "excused": dict(self.excused),
         }
         REPORTS.mkdir(parents=True, exist_ok=True)
         self._path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _short(value: float) -> float:
+    """What was counted as it is, what was measured as exactly as anybody believes it."""
+    return value if isinstance(value, int) else float(f"{value:.4g}")

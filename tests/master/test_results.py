@@ -1,0 +1,138 @@
+"""Results that are files, as the master takes them from a worker and shows them to everybody else."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+
+import pytest
+
+from titan_fast._layout import RESULT_IS_FILE
+from titan_fast.config import load
+from titan_fast.master.server import Master
+from titan_fast.model.spec import GraphSpec, TaskSpec, Work
+from titan_fast.protocol import messages as msg
+from titan_fast.protocol.connection import Connection, send, send_hot
+from titan_fast.protocol.opcodes import Op, Role
+from titan_fast.protocol.opening import Opening
+
+DEADLINE = 20.0
+CONTENT = b"\xff not a text"
+ADDRESS = hashlib.sha256(CONTENT).hexdigest()
+TEXT = f"artifact:{ADDRESS}"
+GRAPH = GraphSpec(
+    "g",
+    (
+        TaskSpec("a", Work(argv=("true",))),
+        TaskSpec("b", Work(argv=("use", "${tasks.a.result}")), needs=("a",)),
+    ),
+)
+
+
+class Peer:
+    """A connection to the master, message by message."""
+
+    def __init__(self, reader, writer, connection):
+        self._reader, self._writer, self._connection = reader, writer, connection
+        self._heard = []
+
+    @classmethod
+    async def connect(cls, master, role):
+        reader, writer = await asyncio.open_connection("127.0.0.1", master.port)
+        connection = Connection(Role.MASTER)
+        opening = Opening(connection, role, master.tokens[role])
+        writer.write(opening.hello())
+        while opening.welcome is None:
+            for incoming in connection.receive(await reader.read(1 << 16)):
+                writer.write(opening.take(incoming))
+        return cls(reader, writer, connection)
+
+    async def ask(self, message, *attachments):
+        self._writer.write(send(message, attachments, 7))
+        while (incoming := await self.next()).request != 7:
+            pass
+        return incoming.message
+
+    async def next(self):
+        async with asyncio.timeout(DEADLINE):
+            while not self._heard:
+                data = await self._reader.read(1 << 16)
+                if not data:
+                    raise ConnectionError("hung up")
+                self._heard.extend(self._connection.receive(data))
+            return self._heard.pop(0)
+
+    async def hear(self, op):
+        while (incoming := await self.next()).op is not op:
+            pass
+        return incoming
+
+    def end(self, fence, result, index=0):
+        row = (1, index, 0, 0, RESULT_IS_FILE, fence, 0, 1, 1, 0, len(result))
+        self._writer.write(send_hot(Op.RESULT, 1, [[value] for value in row], result))
+
+
+@pytest.fixture
+def play(tmp_path, monkeypatch):
+    """Plays a scene with a worker that was given the first task of a run, its fence, and a client."""
+    monkeypatch.setenv("TITAN_HOME", str(tmp_path))
+    settings = load({"master": {"port": 0}, "store": {"durability": "memory"}}, {"TITAN_HOME": str(tmp_path)})
+
+    async def main(scene):
+        master = Master(settings)
+        await master.start()
+        try:
+            worker = await Peer.connect(master, "worker")
+            await worker.ask(msg.Attach(worker="a" * 32, name="w", nonce="n1", connection=1, slots=1))
+            client = await Peer.connect(master, "client")
+            assert (await client.ask(msg.Submit(graph=GRAPH))).run == 1
+            fence = (await worker.hear(Op.ASSIGN)).columns[6][0]
+            await scene(worker, fence, client)
+        finally:
+            await master.stop(0.0)
+
+    return lambda scene: asyncio.run(main(scene))
+
+
+async def listed(client):
+    found = await client.ask(msg.ArtifactList(prefix="1/"))
+    return [(row.name, row.digest, row.size) for row in found.artifacts]
+
+
+def test_it_is_an_artifact_of_its_tasks_name_and_its_text_is_the_address(play):
+    async def scene(worker, fence, client):
+        held = await worker.ask(msg.BlobPut(digest=ADDRESS, size=len(CONTENT)), CONTENT)
+        assert held == msg.BlobHeld(ADDRESS, len(CONTENT))
+        worker.end(fence, ADDRESS.encode())
+        assert (await worker.hear(Op.SPEC)).message.results == {"a": TEXT}, "the next task is given it"
+        assert await listed(client) == [("1/a", ADDRESS, len(CONTENT))]
+        assert (await client.ask(msg.Watch(run=1, task="a"))).task_state == "COMPLETED"
+
+    play(scene)
+
+
+def test_one_that_the_master_does_not_hold_is_taken_as_told(play, caplog):
+    """The outcome was decided at the worker; a state that is older than the file does not undo it."""
+    caplog.set_level(logging.WARNING)
+
+    async def scene(worker, fence, client):
+        worker.end(fence, ADDRESS.encode())
+        assert (await worker.hear(Op.SPEC)).message.results == {"a": TEXT}
+        assert await listed(client) == [("1/a", ADDRESS, 0)]
+
+    play(scene)
+    assert f"a result is the file {ADDRESS}, which is not here" in caplog.text
+
+
+@pytest.mark.parametrize("nonsense", [b"", b"../../etc/passwd", ADDRESS[:-1].encode(), b"\xff" * 64])
+def test_what_is_no_address_ends_the_connection(play, nonsense):
+    async def scene(worker, fence, client):
+        worker.end(fence, nonsense)
+        error = (await worker.hear(Op.ERROR)).message
+        assert error.code == "bad_records" and "is not the address of a file" in error.message
+        with pytest.raises(ConnectionError):
+            await worker.hear(Op.ACK)
+        assert await listed(client) == []
+
+    play(scene)
