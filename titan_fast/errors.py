@@ -210,6 +210,13 @@ class TooLarge(Refused):
     code = "too_large"
 
 
+class Busy(Refused):
+    """Not now, for a reason that passes by itself in a moment."""
+
+    code = "busy"
+    retryable = True
+
+
 class StateLocked(Refused):
     """Another process uses the state or work directory."""
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import hashlib
 import threading
 from contextlib import asynccontextmanager
 
 import pytest
 
 from titan_fast.config import load
-from titan_fast.errors import StoreFailed
+from titan_fast.errors import Busy, DiskFull, StoreFailed
 from titan_fast.master.committer import ThreadCommitter
 from titan_fast.master.server import Master
+from titan_fast.master.session import Session
 from titan_fast.master.store.memory import MemoryStore
 from titan_fast.model.spec import GraphSpec, TaskSpec, Work
 from titan_fast.protocol import messages as msg
-from titan_fast.protocol.connection import Connection, send, send_hot
+from titan_fast.protocol.connection import Connection, Incoming, send, send_hot
 from titan_fast.protocol.opcodes import Op, Role
 from titan_fast.protocol.opening import Opening
 
@@ -47,10 +50,10 @@ class Peer:
         self._request = 10
 
     @classmethod
-    async def connect(cls, master, role):
+    async def connect(cls, master, role, epoch=0):
         reader, writer = await asyncio.open_connection("127.0.0.1", master.port)
         connection = Connection(Role.MASTER)
-        opening = Opening(connection, role, master.tokens[role])
+        opening = Opening(connection, role, master.tokens[role], epoch=epoch)
         writer.write(opening.hello())
         while opening.welcome is None:
             for incoming in connection.receive(await reader.read(65536)):
@@ -72,6 +75,9 @@ class Peer:
                 raise ConnectionError("hung up")
             self._received.extend(self._connection.receive(data))
         return self._received.pop(0)
+
+    def close(self):
+        self._writer.close()
 
     async def hears_nothing(self):
         """Not for a moment that is long for this machine and short for a test."""
@@ -213,13 +219,13 @@ def test_while_the_store_is_stuck_questions_are_answered_and_say_so(tmp_path, mo
     with_master(tmp_path, scenario, monkeypatch)
 
 
-def test_nothing_new_is_assigned_while_the_disk_does_not_keep_up(tmp_path, monkeypatch):
+def test_nothing_new_is_assigned_or_accepted_while_the_disk_does_not_keep_up(tmp_path, monkeypatch):
     async def scenario(master, store):
         worker = await Peer.connect(master, "worker")
         await worker.attach(slots=2)
         client = await Peer.connect(master, "client")
-        for number in (1, 2):
-            client.say(msg.Submit(graph=GraphSpec("g", (TaskSpec("t", Work(argv=("true",))),))))
+        for number in (1, 2, 3):
+            client.say(msg.Submit(graph=GRAPH))
             assert (await client.next()).message.run == number
         assert [(await worker.next()).op for _ in range(5)].count(Op.ASSIGN) == 2
         store.gate.clear()
@@ -227,6 +233,7 @@ def test_nothing_new_is_assigned_while_the_disk_does_not_keep_up(tmp_path, monke
         while not master.pump.is_stuck:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         client.say(msg.Submit(graph=GRAPH))
+        assert (await client.next()).message.code == "disk_full"
         worker.say_hot(Op.RESULT, 1, ([1], [0], [0], [0], [0], [(1 << 40) + 1], [0], [1], [1], [0], [0]))
         await worker.hears_nothing()
         store.gate.set()
@@ -296,5 +303,139 @@ def test_a_request_that_its_own_repeat_has_overtaken_is_not_carried_out(tmp_path
         assert (await slow.next()).message.run == 1
         quick.say(msg.List("runs"))
         assert len((await quick.next()).message.runs) == 1
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_a_stop_on_a_full_disk_tells_nobody_what_is_not_written(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        client = await Peer.connect(master, "client")
+        store.failure = DiskFull("no space")
+        client.say(msg.Submit(graph=GRAPH))
+        await client.hears_nothing()
+        await master.stop(0.0)
+        with pytest.raises(ConnectionError):
+            await client.next()
+        assert not list(store.load().runs)
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_a_state_older_than_its_workers_takes_a_new_epoch_and_tells_nobody_what_is_not_written(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        client = await Peer.connect(master, "client")
+        store.gate.clear()
+        client.say(msg.Submit(graph=GRAPH))
+        await client.hears_nothing()
+        with pytest.raises(Busy):
+            await Peer.connect(master, "worker", epoch=9)
+        await client.hears_nothing()
+        store.gate.set()
+        assert (await client.next()).message.run == 1
+        while master.epoch == 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        worker = await Peer.connect(master, "worker", epoch=9)
+        await worker.attach()
+        frames = [await worker.next() for _ in range(3)]
+        assert frames[2].op is Op.ASSIGN
+        assert frames[2].columns[6][0] >> 40 == 10, "its fences are above everything the worker has seen"
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_a_request_and_its_repeat_in_one_turn_are_one_request(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        first, second = await Peer.connect(master, "client"), await Peer.connect(master, "client")
+        for session, repeat in zip(list(master.sessions), (False, True), strict=True):
+            once = msg.Once("client-1", 1, repeat)
+            session.data_received(send(msg.Submit(graph=GRAPH, once=once), (), 20))
+        assert [(await peer.next()).message.run for peer in (first, second)] == [1, 1]
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_what_is_said_in_a_turn_waits_for_the_facts_of_that_turn(tmp_path, monkeypatch):
+    """A result and a repeated submit that watches arrive together: the outcome is not durable yet."""
+
+    async def scenario(master, store):
+        worker = await Peer.connect(master, "worker")
+        await worker.attach()
+        await worker.next()
+        client = await Peer.connect(master, "client")
+        client.say(msg.Submit(graph=GRAPH, once=msg.Once("client-1", 1)))
+        await client.next()
+        frames = [await worker.next() for _ in range(2)]
+        fence = frames[1].columns[6][0]
+        sessions = {session.role: session for session in master.sessions}
+        store.gate.clear()
+        result = ([1], [0], [0], [0], [0], [fence], [0], [1], [1], [0], [0])
+        sessions["worker"].data_received(send_hot(Op.RESULT, 1, result))
+        again = msg.Submit(graph=GRAPH, watch=True, once=msg.Once("client-1", 1, repeat=True))
+        sessions["client"].data_received(send(again, (), 30))
+        await client.hears_nothing()
+        store.gate.set()
+        assert [(await client.next()).op for _ in range(2)] == [Op.ACCEPTED, Op.UPDATE]
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_a_kill_never_overtakes_its_assignment(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        client = await Peer.connect(master, "client")
+        store.gate.clear()
+        client.say(msg.KvSet(name="x"), (b"1",))
+        await client.hears_nothing()
+        worker = await Peer.connect(master, "worker")
+        await worker.attach()
+        await worker.hears_nothing()
+        client.say(msg.Submit(graph=GRAPH))
+        await worker.hears_nothing()
+        client.say(msg.Cancel(1))
+        await worker.hears_nothing()
+        store.gate.set()
+        assert [(await worker.next()).op for _ in range(4)] == [Op.VERDICT, Op.SPEC, Op.ASSIGN, Op.KILL]
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_requests_and_connections_leave_nothing_for_the_collector(tmp_path, monkeypatch):
+    """It is off in a master: what only it could free stays until the master is idle."""
+
+    async def scenario(master, store):
+        content = b"x" * 100_000
+        digest = hashlib.sha256(content).hexdigest()
+
+        async def each_kind():
+            client = await Peer.connect(master, "client")
+            client.say(msg.KvSet(name="x", expect=77), (content,))
+            assert (await client.next()).message.code == "conflict"
+            client.say(msg.Submit(graph=GraphSpec("g", (TaskSpec("t", Work(argv=("true",)), needs=("u",)),))))
+            assert (await client.next()).message.code == "invalid_graph"
+            client.say(msg.BlobPut(digest=digest, offset=0, size=len(content)), (content,))
+            assert (await client.next()).message.size == len(content)
+            client.say(msg.BlobPut(digest=digest, offset=7, size=len(content)), (content,))
+            assert (await client.next()).message.code == "bad_message"
+            client.say(msg.Submit(graph=GRAPH))
+            await client.next()
+            client.close()
+
+        await each_kind()
+        while len(master.sessions):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                await each_kind()
+            while len(master.sessions):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            found = [item for item in gc.garbage if isinstance(item, Session | Incoming | msg.Message)]
+            assert not found, found[:5]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
 
     with_master(tmp_path, scenario, monkeypatch)

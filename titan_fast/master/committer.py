@@ -69,8 +69,9 @@ class Committer(Protocol):
     def call(self, job: Callable[[], object], done: Callable[[object], None]) -> None:
         """Run something in the store's thread, between two commits."""
 
-    def close(self) -> None:
-        """Commit what there is, then end."""
+    def close(self) -> int:
+        """Commit what there is, then end. The position up to which everything is durable: when the disk is full, or a
+        commit fails, it is not the last one."""
 
 
 class InlineCommitter:
@@ -79,9 +80,11 @@ class InlineCommitter:
     def __init__(self, store: Store, epoch: Callable[[], int], listener: Listener) -> None:
         self._store, self._epoch, self._listener = store, epoch, listener
         self.pending: list[Batch] = []
+        self._durable = 0
 
     def put(self, facts: list[Fact], position: int) -> None:
         self._store.commit(self._epoch(), facts)
+        self._durable = position
         self._listener.became_durable(position)
 
     def hurry(self) -> None:
@@ -93,8 +96,8 @@ class InlineCommitter:
     def call(self, job: Callable[[], object], done: Callable[[object], None]) -> None:
         done(job())
 
-    def close(self) -> None:
-        pass
+    def close(self) -> int:
+        return self._durable
 
 
 class ThreadCommitter:
@@ -104,6 +107,8 @@ class ThreadCommitter:
         self._store, self._epoch, self._listener = store, epoch, listener
         self._loop = asyncio.get_running_loop()
         self.pending: list[Batch] = []
+        self._durable = 0
+        """Written by the thread, read when it has ended."""
         self._in_flight = 0
         """How many of ``pending``, from its front, are being written."""
         self._since = 0.0
@@ -137,7 +142,7 @@ class ThreadCommitter:
 
         self._jobs.put(run)
 
-    def close(self) -> None:
+    def close(self) -> int:
         """Blocks until everything is on the disk, or cannot get there."""
         self._cancel_timer()
         if len(self.pending) > self._in_flight:
@@ -147,6 +152,7 @@ class ThreadCommitter:
         self._jobs.put(None)
         self._thread.join()
         self.pending.clear()
+        return self._durable
 
     def _begin(self) -> None:
         self._cancel_timer()
@@ -190,6 +196,7 @@ class ThreadCommitter:
             except Exception as error:
                 self._tell(self._listener.store_failed, error)
                 return
+            self._durable = position
             self._tell(self._committed, position)
             return
 

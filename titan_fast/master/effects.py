@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -53,7 +53,7 @@ class Effects:
         """This session's results are in this turn's facts."""
         self._acknowledge[session] = None
 
-    def assign(self, commands: Iterable[cmd.Command], facts: Iterable[Fact]) -> None:
+    def assign(self, commands: Iterable[cmd.Command], facts: Sequence[Fact]) -> None:
         """The turn's assignments: one frame per worker, specs first where the worker has not seen them.
 
         They leave at once. Only those of a run whose admission is not durable yet wait for it: a process that has
@@ -61,7 +61,7 @@ class Effects:
         """
         pump = self._master.pump
         self._accepted = {run: position for run, position in self._accepted.items() if position > pump.durable}
-        for position, fact in enumerate(facts, pump.position + 1):
+        for position, fact in enumerate(facts, pump.position - len(facts) + 1):
             if isinstance(fact, RunAccepted):
                 self._accepted[fact.run] = position
         batches: dict[tuple[str, int], _Batch] = {}
@@ -175,7 +175,8 @@ class Effects:
             ticket.session.attaching = False
         if KEYS_CONSUMED_BY_FAILURES in self._master.sabotage and ticket.key is not None:
             self._master.history.consumed.add(ticket.key)
-        ticket.session.refuse_request(command.error, ticket.request)
+        # Its traceback holds the whole turn, which would stay while the collector is off.
+        ticket.session.refuse_request(command.error.with_traceback(None), ticket.request)
 
     def _verdict(self, command: cmd.Verdict) -> None:
         verdict = msg.VerdictMessage(command.keep, command.kill, command.wait)
@@ -213,4 +214,4 @@ class Effects:
             session = self._master.worker_sessions.get(worker)
             if session is not None:
                 session.known_specs.pop(command.run, None)
-                session.send_when_durable(send(msg.Forget(command.run)))
+                session.send_work(0, send(msg.Forget(command.run)))

@@ -13,15 +13,18 @@ from titan_fast.master.committer import Committer
 from titan_fast.master.sabotage import REPLIES_NOT_STORED
 from titan_fast.master.store.base import AttemptRow, RunHead, Store
 from titan_fast.scheduler import recovery
+from titan_fast.scheduler.core import Scheduler
 from titan_fast.scheduler.facts import KEYED, ArtifactPublished, AttemptsEnded, Fact, Key, KvChanged
-from titan_fast.scheduler.state import Run, State, Tuning
+from titan_fast.scheduler.state import Run, State
 
 REBUILT = 8
 """Runs that are kept in memory for people who look at them."""
 
 
 class History:
-    def __init__(self, store: Store, committer: Committer, tuning: Tuning) -> None:
+    def __init__(self, store: Store, committer: Committer, scheduler: Scheduler) -> None:
+        tuning = scheduler.state.tuning
+        self._scheduler = scheduler
         self._store = store
         self._committer = committer
         # Rebuilt runs are for looking: the classes of their tasks must not get into the live queue.
@@ -76,6 +79,7 @@ class History:
     def _pending(self) -> Iterator[Fact]:
         for batch in self._committer.pending:
             yield from batch.facts
+        yield from self._scheduler.untaken
 
     # ------------------------------------------------------------ requests
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -89,7 +90,8 @@ class Intake:
             try:
                 taker(session, incoming, incoming.message)
             except TitanError as refused:
-                error = refused
+                # Its traceback holds this frame, and the frame the message: a cycle that would stay.
+                error = refused.with_traceback(None)
             except Exception:
                 # Our bug: its sender is told, and the others of this turn are served all the same.
                 log.exception("%s: %s", session.describe(), incoming.op.name)
@@ -229,17 +231,20 @@ class Intake:
         written = self._master.blobs.put(session, message.digest, message.offset, message.size, data)
         loop = asyncio.get_running_loop()
 
-        def answer() -> None:
+        digest, request = message.digest, incoming.request
+
+        def answer(written: Future[int]) -> None:
             error = written.exception()
             if error is None:
-                session.reply(msg.BlobHeld(message.digest, written.result()), incoming.request)
+                session.reply(msg.BlobHeld(digest, written.result()), request)
             elif isinstance(error, TitanError):
-                session.refuse_request(error, incoming.request)
+                session.refuse_request(error.with_traceback(None), request)
             else:
-                session.refuse_request(InternalError(f"the file could not be kept: {error}"), incoming.request)
+                session.refuse_request(InternalError(f"the file could not be kept: {error}"), request)
             self._master.pump.wake()
 
-        written.add_done_callback(lambda _: loop.call_soon_threadsafe(answer))
+        # The callback must not hold what holds it, nor the piece: there is no collector to find them.
+        written.add_done_callback(lambda written: loop.call_soon_threadsafe(answer, written))
 
     def _prune(self, session: Session, incoming: Incoming, message: msg.Prune) -> None:
         self._master.garden.prune(
@@ -276,7 +281,7 @@ class Intake:
                 item.stage,
                 item.attempt,
                 item.started,
-                message.nonces.get(str(epoch_of(item.fence))) == nonces.get(epoch_of(item.fence), ""),
+                _is_known(nonces.get(epoch_of(item.fence)), message.nonces.get(str(epoch_of(item.fence)))),
             )
             for item in message.inventory
         )
@@ -364,6 +369,11 @@ class Intake:
 
 def _our_fault(incoming: Incoming) -> InternalError:
     return InternalError(f"{incoming.op.name} failed inside the master; its log has the details")
+
+
+def _is_known(ours: str | None, theirs: str | None) -> bool:
+    """Assigned by a master of this state."""
+    return ours is not None and ours == theirs
 
 
 def _key(once: msg.Once | None) -> Key:

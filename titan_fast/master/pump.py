@@ -32,7 +32,7 @@ log = logging.getLogger("titan_fast.pump")
 
 
 class Pump:
-    """``position`` counts the facts made, ``durable`` those that are safe."""
+    """``position`` counts the facts made, this turn's included; ``durable`` those that are safe."""
 
     intake: Intake
     effects: Effects
@@ -50,7 +50,6 @@ class Pump:
         self.scheduler = scheduler
         self.clock = clock
         self.wall = wall
-        self.position = 0
         self.durable = 0
         self.commits = 0
         self.inbox: list[tuple[Session, Incoming]] = []
@@ -86,8 +85,22 @@ class Pump:
             self._woken = True
             self._loop.call_soon(self.turn)
 
+    @property
+    def position(self) -> int:
+        return self.scheduler.position
+
     def turn(self) -> None:
+        """One turn. A bug of ours in it means that nothing is known about the state in memory: what is on the disk is
+        true, and the next master goes on from there."""
         self._woken = False
+        try:
+            self._turn()
+        except Exception as error:
+            log.exception("a turn failed")
+            self._on_failure(error)
+            raise
+
+    def _turn(self) -> None:
         began = self.clock()
         self.scheduler.advance(began, self.wall())
         inbox, self.inbox = self.inbox, []
@@ -101,7 +114,6 @@ class Pump:
         facts, commands = self.scheduler.take()
         self.effects.assign(commands, facts)
         if facts:
-            self.position += len(facts)
             self.committer.put(facts, self.position)
         self.effects.carry_out(commands)
         self.intake.answer_questions()

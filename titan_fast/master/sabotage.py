@@ -16,8 +16,7 @@ FENCES_REUSED = "fences_reused"
 
 BREAKS = {
     ACKNOWLEDGE_BEFORE_COMMIT: "Replies and acknowledgements leave at once.",
-    VERDICT_BEFORE_COMMIT: "A verdict leaves before the facts it rests on are durable, and assignments to a new worker with "
-    "it.",
+    VERDICT_BEFORE_COMMIT: "A verdict, and assignments to a new worker, leave before what they rest on is durable.",
     KILL_BEFORE_COMMIT: "An attempt is ended though a crash may undo the reason.",
     ASSIGN_BEFORE_ADMISSION: "A process of a run starts though a crash may undo that the run was ever submitted.",
     OLD_ATTACH_ACCEPTED: "An ATTACH of an earlier connection replaces a later one.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import gc
 import ipaddress
@@ -16,10 +17,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from titan_fast.config import Settings, home, token_path
-from titan_fast.errors import DiskFull, InvalidUsage, PortTaken, Refused, StateLocked, StoreFailed
+from titan_fast.errors import Busy, DiskFull, InvalidUsage, PortTaken, Refused, StateLocked, StoreFailed
 from titan_fast.master.artifacts import BlobStore
 from titan_fast.master.committer import SWITCH_INTERVAL, Committer, InlineCommitter, ThreadCommitter
 from titan_fast.master.data import Data
@@ -34,7 +35,8 @@ from titan_fast.master.queries import Queries
 from titan_fast.master.sabotage import FENCES_REUSED, OLD_ATTACH_ACCEPTED, STALE_SESSION_ACCEPTED
 from titan_fast.master.session import Session
 from titan_fast.master.space import BALLAST, Space
-from titan_fast.master.store.base import Store
+from titan_fast.master.store.base import Opened, Store
+from titan_fast.master.store.bodies import sync_folder
 from titan_fast.master.store.memory import MemoryStore
 from titan_fast.master.store.sqlite import SqliteStore
 from titan_fast.master.watch import Followers, Watchers
@@ -50,7 +52,7 @@ log = logging.getLogger("titan_fast.master")
 DEAD_AGENT = 3
 """Heartbeats that a worker's agent must have missed for another one to take its place while its connection is open: a
 machine that lost its power says no goodbye, and two live agents of one work directory are a mistake."""
-MAX_EPOCHS_AHEAD = 1 << 20
+MAX_EPOCHS_AHEAD = 100_000
 """A worker that has seen a later epoch than ours is believed up to here."""
 
 
@@ -92,6 +94,9 @@ class Master:
         self.budget = Budget(settings.limits.unfinished)
         self.sessions: set[Session] = set()
         self.worker_sessions: dict[str, Session] = {}
+        self._store_epoch = 0
+        """Of the store, which has a new one a moment before we do."""
+        self._is_raising = False
         self._full_at = -1
         """What was durable when the disk was full last."""
         self._strangers: Counter[str] = Counter()
@@ -101,7 +106,17 @@ class Master:
     # ------------------------------------------------------------ start and stop
 
     async def start(self) -> None:
-        """Raises InvalidUsage, StateLocked, PortTaken."""
+        """Raises InvalidUsage, StateLocked, PortTaken, StoreFailed, DiskFull."""
+        try:
+            await self._start()
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFull(f"no space is left on the disk of {self.state_dir}", hint="make room there") from None
+            raise InvalidUsage(f"cannot use the state directory {self.state_dir}: {error}") from None
+        except UnicodeError as error:
+            raise InvalidUsage(f"a file in the state directory {self.state_dir} is damaged: {error}") from None
+
+    async def _start(self) -> None:
         if not _is_loopback(self.host):
             raise InvalidUsage(
                 f"--host {self.host} is not loopback, and other machines can only be served over TLS, which this "
@@ -120,7 +135,7 @@ class Master:
             self.space.release()
             opened = self.store.open()
         self.space.restore()
-        self.epoch, self.nonce, self.nonces = opened.epoch, opened.nonce, opened.nonces
+        self._begin_epoch(opened)
         self.cluster = self._cluster_id()
         scheduler = self.settings.scheduler
         tuning = Tuning(
@@ -139,7 +154,7 @@ class Master:
             self.scheduler, self._on_failure, self._disk_is_full, limits.uncommitted, self._clock, self._wall
         )
         self.pump.committer = self._new_committer()
-        self.history = History(self.store, self.pump.committer, tuning)
+        self.history = History(self.store, self.pump.committer, self.scheduler)
         self.data = Data(self)
         self.blobs = BlobStore(self.state_dir / "blobs", limits.project)
         self.logs = LogStore(self.state_dir / "logs", limits.log_head, limits.log_tail, fresh=not is_kept)
@@ -174,7 +189,7 @@ class Master:
         make = self._make_committer
         if make is None:
             make = InlineCommitter if self.store.durability == "memory" else ThreadCommitter
-        return make(self.store, lambda: self.epoch, self.pump)
+        return make(self.store, lambda: self._store_epoch, self.pump)
 
     def _go_on(self) -> None:
         """From what the store knows: unfinished runs wait for the workers that were alive."""
@@ -185,24 +200,49 @@ class Master:
             self.liveness.expect(worker.worker)
         self.pump.wake()
 
-    def raise_epoch(self, seen: int) -> None:
+    def raise_epoch(self, seen: int) -> NoReturn:
         """A worker has seen a later epoch: this state is an old copy that somebody put back. Whatever was assigned
-        since is not ours, and our fences must be above it."""
+        since is not ours, and our fences must be above it. The worker comes again when the store has a new epoch.
+
+        Raises:
+            Busy: soon. Refused: no state was ever opened that often.
+        """
         if seen > self.epoch + MAX_EPOCHS_AHEAD:
             raise Refused(f"a worker says it has seen epoch {seen}; this master is at {self.epoch}")
-        log.warning("a worker has seen epoch %d, this state is of epoch %d: it is an old copy", seen, self.epoch)
-        self.pump.committer.close()
-        self.pump.became_durable(self.pump.position)
-        opened = self.store.raise_epoch(seen + 1)
-        self.epoch, self.nonce, self.nonces = opened.epoch, opened.nonce, opened.nonces
+        if not self._is_raising:
+            log.warning("a worker has seen epoch %d, this state is of epoch %d: it is an old copy", seen, self.epoch)
+            self._is_raising = True
+            self.pump.committer.call(lambda: self._raise_in_store(seen + 1), self._raised)
+        raise Busy("this state is an old copy and takes a new epoch first", hint="come again in a moment")
+
+    def _raise_in_store(self, epoch: int) -> Opened:
+        """In the store's thread: the next commit is of the new epoch already."""
+        opened = self.store.raise_epoch(epoch)
+        self._store_epoch = opened.epoch
+        return opened
+
+    def _raised(self, opened: object) -> None:
+        self._is_raising = False
+        if not isinstance(opened, Opened):
+            if not isinstance(opened, DiskFull):
+                self.pump.store_failed(StoreFailed(str(opened)))
+            return
+        self._begin_epoch(opened)
         self.scheduler.begin_epoch(self.epoch)
-        self.pump.committer = self._new_committer()
-        self.history = History(self.store, self.pump.committer, self.scheduler.state.tuning)
         for session in list(self.worker_sessions.values()):
             session.abort()  # it comes back and learns of the new one
 
+    def _begin_epoch(self, opened: Opened) -> None:
+        self.epoch, self.nonce, self.nonces = opened.epoch, opened.nonce, opened.nonces
+        self._store_epoch = opened.epoch
+
     def check_space(self, upload: int = 0) -> None:
         """Raises DiskFull."""
+        if self.pump.is_stuck:
+            raise DiskFull(
+                f"the disk of {self.state_dir} does not keep up: what was accepted before waits to be written",
+                hint="try again in a moment; titan-fast doctor looks at the disk",
+            )
         self.space.check(sum(batch.size for batch in self.pump.committer.pending), upload)
 
     def _disk_is_full(self, error: DiskFull) -> None:
@@ -230,8 +270,11 @@ class Master:
     def _cluster_id(self) -> str:
         path = self.state_dir / "cluster"
         if not path.exists():
-            path.write_text(secrets.token_hex(8), "ascii")
-        return path.read_text("ascii").strip()
+            _write_secret(path, secrets.token_hex(8))
+        name = path.read_text("ascii").strip()
+        if not name:
+            raise InvalidUsage(f"{path}, the cluster's name, is empty", hint="take it from a backup; workers know it")
+        return name
 
     def _write_tokens(self) -> None:
         """Tokens live with the state; where clients of this home look for them is a copy."""
@@ -259,9 +302,9 @@ class Master:
         if self._server is not None:
             self._server.close()
         self.pump.stop()
-        self.pump.committer.close()
+        durable = max(self.pump.durable, self.pump.committer.close())
         for session in list(self.sessions):
-            session.flush(self.pump.position)
+            session.flush(durable)
             session.close()
         await asyncio.sleep(0)
         self.store.close()
@@ -405,4 +448,7 @@ def _write_secret(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}")
     with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(path)
+    sync_folder(path.parent)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from typing import TYPE_CHECKING, cast
 
 from titan_fast._layout import MAX_BODY, OLD_VERSION
 from titan_fast._version import __version__
-from titan_fast.errors import BadProof, Refused, TitanError, WrongVersion
+from titan_fast.errors import BadProof, Busy, Refused, TitanError, WrongVersion
 from titan_fast.ids import format_fence
 from titan_fast.master import attempts
 from titan_fast.master.sabotage import ACKNOWLEDGE_BEFORE_COMMIT, VERDICT_BEFORE_COMMIT
@@ -59,10 +58,10 @@ class Session(asyncio.Protocol):
         """The peer does not drain what we wrote."""
         self.closed = False
         self._transport: asyncio.Transport | None = None
-        self._now: list[bytes] = []
-        self._later: deque[tuple[int, bytes]] = deque()
-        self._work: list[tuple[int, bytes]] = []
-        """Specs and assignments that wait for an admission, or for the verdict."""
+        self.waiting_bytes = 0
+        """Of what was said and has not left, because a fact it rests on is not durable."""
+        self._out: list[tuple[int, bytes]] = []
+        """(position of the fact it waits for, frame), in the order they were said in."""
         self._attached: list[bytes] = []
         self._reception = Reception(self._token_of)
         self._holder = ""
@@ -78,7 +77,7 @@ class Session(asyncio.Protocol):
         self.address = str(peer[0]) if peer else ""
         limits = self.master.settings.limits
         if not self.master.admit_stranger(self):
-            self._refuse(Refused("too many connections that have not said who they are", hint="try again in a moment"))
+            self._refuse(Busy("too many connections that have not said who they are", hint="try again in a moment"))
             return
         self._transport.set_write_buffer_limits(high=1 << 20)
         self._timer = asyncio.get_running_loop().call_later(limits.hello_timeout, self._never_proved)
@@ -109,8 +108,10 @@ class Session(asyncio.Protocol):
         for timer in (self._timer, self._choke_timer):
             if timer is not None:
                 timer.cancel()
-        self._later.clear()
-        self._work.clear()
+        self._out.clear()
+        self.waiting_bytes = 0
+        # With the collector off a cycle would stay: what proves the peer holds the way to our tokens, and so us.
+        del self._reception
         self.master.session_closed(self)
 
     def pause_writing(self) -> None:
@@ -186,7 +187,7 @@ class Session(asyncio.Protocol):
 
     def _never_proved(self) -> None:
         if self.role is Role.STRANGER:
-            self._refuse(Refused("no HELLO and proof in time"))
+            self._refuse(Busy("no HELLO and proof in time"))
 
     def _refuse(self, error: TitanError, request: int = 0) -> None:
         """Say why, in the peer's own version, and hang up."""
@@ -203,48 +204,32 @@ class Session(asyncio.Protocol):
     # ------------------------------------------------------------ out
 
     def send(self, frame: bytes) -> None:
-        """Leaves with this turn, whatever is durable: specs, assignments, echoes, refusals."""
-        if self.attaching:
-            self._attached.append(frame)
-        elif self.attached_at > self.master.pump.durable:
-            self._work.append((self.attached_at, frame))
-        else:
-            self._now.append(frame)
-        self.master.pump.touched[self] = None
+        """Leaves with this turn, whatever is durable: echoes, refusals; behind a verdict that waits, though."""
+        self.send_after(self.attached_at, frame)
 
     def send_work(self, position: int, frame: bytes) -> None:
-        """A spec or an assignment: leaves when the fact at ``position`` is durable (0: at once), in the order of these
-        calls for one run, whatever older words wait for."""
-        position = max(position, self.attached_at)
-        if self.attaching or position <= self.master.pump.durable:
-            self.send(frame)
-            return
-        self._work.append((position, frame))
-        self.master.pump.touched[self] = None
+        """A spec or an assignment: leaves when the fact at ``position`` is durable (0: at once)."""
+        self.send_after(max(position, self.attached_at), frame)
 
     def send_after(self, position: int, frame: bytes) -> None:
-        """Leaves when the fact at ``position`` is durable, in the order of these calls."""
+        """Leaves when the fact at ``position`` is durable. What may leave does so in the order it was said in."""
         if self.attaching:
             self._attached.append(frame)
         else:
-            self._later.append((position, frame))
+            self._out.append((position, frame))
+            self.waiting_bytes += len(frame)
         self.master.pump.touched[self] = None
 
     def send_when_durable(self, frame: bytes) -> None:
         """Leaves when every fact made so far is durable."""
-        if ACKNOWLEDGE_BEFORE_COMMIT in self.master.sabotage:
-            self.send(frame)
-            return
-        self.send_after(self.master.pump.position, frame)
+        early = ACKNOWLEDGE_BEFORE_COMMIT in self.master.sabotage
+        self.send_after(self.attached_at if early else self.master.pump.position, frame)
 
     def attach(self, verdict: Message, request: int) -> None:
         """The verdict, and behind it what was held back for it."""
         self.attaching = False
-        if VERDICT_BEFORE_COMMIT in self.master.sabotage:
-            self.send(send(verdict, request=request, is_reply=True))
-        else:
-            self.attached_at = self.master.pump.position
-            self.reply(verdict, request)
+        self.attached_at = 0 if VERDICT_BEFORE_COMMIT in self.master.sabotage else self.master.pump.position
+        self.send_after(self.attached_at, send(verdict, request=request, is_reply=True))
         held, self._attached = self._attached, []
         for frame in held:
             self.send_when_durable(frame)
@@ -257,20 +242,17 @@ class Session(asyncio.Protocol):
         self.send(send_error(error, request))
 
     def flush(self, durable: int) -> bool:
-        """One write for all that may leave; what waited for the disk goes first, since it was said first. True when
-        something still waits."""
-        later = self._later
-        frames = []
-        while later and later[0][0] <= durable:
-            frames.append(later.popleft()[1])
-        if self._work:
-            frames += [frame for position, frame in self._work if position <= durable]
-            self._work = [(position, frame) for position, frame in self._work if position > durable]
-        frames += self._now
-        self._now = []
-        if frames:
-            self._write(b"".join(frames))
-        return bool(later or self._work) and not self.closed
+        """One write for all that may leave. True when something still waits for the disk."""
+        if not self._out:
+            return False
+        out, self._out = self._out, []
+        ready = [frame for position, frame in out if position <= durable]
+        if len(ready) < len(out):
+            self._out = [item for item in out if item[0] > durable]
+        self.waiting_bytes = sum(len(frame) for _, frame in self._out)
+        if ready:
+            self._write(b"".join(ready))
+        return bool(self._out) and not self.closed
 
     def _write(self, data: bytes) -> None:
         if self._transport is None or self.closed or not data:

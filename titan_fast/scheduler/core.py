@@ -119,6 +119,16 @@ class Scheduler:
         """Facts and commands since the last call, each in order."""
         return self._out.take()
 
+    @property
+    def position(self) -> int:
+        """How many facts were made so far, those that nobody took yet included."""
+        return self._out.here()
+
+    @property
+    def untaken(self) -> list[Fact]:
+        """Facts since the last `take`."""
+        return self._out.facts
+
     def next_deadline(self) -> float | None:
         """When something becomes due by itself, on the clock of ``now``."""
         return self.state.timers.next()

@@ -174,7 +174,7 @@ class _Replay:
             run.state[first : first + count] = bytes([S.BLOCKED]) * count
             for index in range(first, first + count):
                 run.generation[index] = run.generation.get(index, 0) + 1
-                run.floors[index] = max(item.floor, run.floor_of(index))
+                run.floors[index] = item.floor
                 for column in (run.failures, run.crashes, run.reasons, self.running):
                     column.pop(index, None)
                 run.dropped.discard(index)

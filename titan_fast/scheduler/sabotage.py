@@ -26,8 +26,7 @@ BREAKS = {
     ABSENT_IS_CRASH: "An assignment that never arrived counts towards the crash limit.",
     COPIED_STATE: "Attempts of another history, whose epoch has our number, are taken for ours.",
     HIGHER_FENCE_IGNORED: "An attempt is kept though a later one of its task is known.",
-    RETRY_NOT_FENCED: "A retry draws no line: attempts from before it, of another generation or of a retry that a crash "
-    "undid, count.",
+    RETRY_NOT_FENCED: "A retry draws no line: attempts from before it still count.",
     OLD_NONCE_KEPT: "A new incarnation of a worker goes under the nonce of the old one.",
     HOLD_SKIPPED: "After a restart nobody waits for the workers that were alive.",
     CANCEL_FORGOTTEN: "A cancel that nobody had confirmed is forgotten in a restart.",

@@ -6,6 +6,7 @@ what a commit means, and when it is begun, is the production code's.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from unittest import mock
 
 from titan_fast.errors import DiskFull
 from titan_fast.master.committer import TRY_AGAIN, Listener, ThreadCommitter
-from titan_fast.master.store.base import Unknown
+from titan_fast.master.store.base import Opened, Unknown
 from titan_fast.master.store.memory import MemoryStore
 from titan_fast.scheduler.facts import Fact
 from titan_fast.testing.simulation.world import Program, World
@@ -24,16 +25,37 @@ class SimulatedStore(MemoryStore):
 
     durability = "disk"
 
-    def __init__(self, world: World, on_commit: Callable[[Sequence[Fact]], None]) -> None:
+    def __init__(
+        self,
+        world: World,
+        on_commit: Callable[[Sequence[Fact]], None] = lambda facts: None,
+        on_open: Callable[[Opened], None] = lambda opened: None,
+    ) -> None:
         super().__init__(clock=lambda: world.now + 1_700_000_000.0)
         self.world = world
         self.on_commit = on_commit
+        self.on_open = on_open
         self.rng = world.chance("disk")
         self.pace = 0.002
         """Seconds a commit takes at most, usually."""
         self.is_full = False
         self.is_broken = False
         """The next commit fails, and nobody can say whether it is on the disk."""
+
+    @property
+    def newest_epoch(self) -> int:
+        return self._kept.epoch
+
+    def duplicate(self) -> SimulatedStore:
+        """Another disk with what is on this one now."""
+        other = SimulatedStore(self.world)
+        other._kept = copy.deepcopy(self._kept)
+        return other
+
+    def raise_epoch(self, epoch: int) -> Opened:
+        opened = super().raise_epoch(epoch)
+        self.on_open(opened)
+        return opened
 
     def delay(self) -> float:
         return self.pace * self.rng.random()
@@ -67,11 +89,16 @@ class SimulatedCommitter(ThreadCommitter):
             self._store.commit(self._epoch(), facts)
         except DiskFull as error:
             self._tell(self._listener.disk_is_full, error)
-            self._loop.call_later(TRY_AGAIN, self._commit, facts, position)
+            self._loop.call_later(TRY_AGAIN, self._commit_again, facts, position)
         except Exception as error:
             self._tell(self._listener.store_failed, error)
         else:
+            self._durable = position
             self._tell(self._committed, position)
+
+    def _commit_again(self, facts: list[Fact], position: int) -> None:
+        if not self._closing.is_set():
+            self._commit(facts, position)
 
 
 class _Thread:

@@ -14,10 +14,10 @@ from typing import Protocol
 
 import msgspec
 
-from titan_fast.ids import Ending
+from titan_fast.ids import Ending, epoch_of
 from titan_fast.protocol.connection import Incoming
 from titan_fast.testing.simulation.world import Clock, Program, World
-from titan_fast.worker.executors.base import Attempt, Clocks, Exit, Left, Observer, Outcome, Recorder
+from titan_fast.worker.executors.base import Attempt, Clocks, Exit, Left, Observer, Outcome
 from titan_fast.worker.journal import Journal
 from titan_fast.worker.output import Emit
 
@@ -50,6 +50,8 @@ class Process(msgspec.Struct, eq=False):
     plan: Plan
     agent: str
     """The nonce of the agent that started it."""
+    nonce: str
+    """Of the epoch that its fence is of: who assigned it."""
     ended: float = -1.0
     ending: Ending = Ending.EXIT
     """EXIT or SIGNAL, by itself or because it was asked to end."""
@@ -114,9 +116,10 @@ class Host:
         if self.rng.random() < 0.5:
             self.journal.forget_the_end(self.rng)
 
-    def spawn(self, attempt: Attempt, agent: str) -> Process:
+    def spawn(self, attempt: Attempt, agent: str, nonce: str) -> Process:
         pid = attempt.fence & 0x3FFFFF
-        process = Process(self.name, attempt.fence, attempt.task, pid, self.world.now, self.plan(attempt), agent)
+        plan = self.plan(attempt)
+        process = Process(self.name, attempt.fence, attempt.task, pid, self.world.now, plan, agent, nonce)
         self.processes[attempt.fence] = process
         self.ledger.started(process)
         self.world.after(process.plan.seconds, self._ends, process, process.plan.ending, process.plan.code)
@@ -165,12 +168,12 @@ class Bytes:
 class SimulatedExecutor:
     """The executor (`worker.executors.base`) of one agent on a host."""
 
-    def __init__(self, host: Host, program: Program, agent: str, observer: Observer, recorder: Recorder) -> None:
+    def __init__(self, host: Host, program: Program, agent: str, observer: Observer, journal: Journal) -> None:
         self._host = host
         self._agent = agent
         self._program = program
         self._observer = observer
-        self._recorder = recorder
+        self._journal = journal
         self._beginning: dict[int, Attempt] = {}
         """Attempts whose process is not there yet."""
         self._attempts: dict[int, Attempt] = {}
@@ -187,8 +190,9 @@ class SimulatedExecutor:
             self._tell(attempt.fence, Ending.KILLED, 0, self._host.clocks().wall, 0.0)
             return
         clocks = self._host.clocks()
-        process = self._host.spawn(attempt, self._agent)
-        self._recorder.spawned(attempt.fence, process.pid, clocks.boot)
+        nonce = self._journal.epochs.get(epoch_of(attempt.fence), "")
+        process = self._host.spawn(attempt, self._agent, nonce)
+        self._journal.spawned(attempt.fence, process.pid, clocks.boot)
         self._watch(attempt, clocks.monotonic)
         self._observer.attempt_started(attempt.fence, process.pid, clocks.wall)
 
@@ -231,7 +235,7 @@ class SimulatedExecutor:
         monotonic = process.ended + self._host.clock.monotonic
         if attempt is not None:
             how = os.CLD_EXITED if process.ending is Ending.EXIT else os.CLD_KILLED
-            self._recorder.exited([(process.fence, Exit(how, process.code, monotonic))])
+            self._journal.exited([(process.fence, Exit(how, process.code, monotonic))])
         process.is_reaped = True
         del self._host.processes[process.fence]
         if attempt is not None:
@@ -254,7 +258,7 @@ class SimulatedExecutor:
             return
         if process.asked is None:
             process.asked = why
-            self._recorder.stopping(fence, why)
+            self._journal.stopping(fence, why)
             self._host.ledger.asked_to_end(process, why, grace)
         self._host.signal(process, SIGTERM)
         self._program.call_later(grace, self._host.signal, process, SIGKILL)

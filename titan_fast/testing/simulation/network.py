@@ -305,6 +305,8 @@ class Network:
         self.isolated: set[str] = set()
         self.traps: dict[str, Callable[[Wire], None]] = {}
         """Machine -> what happens to the next connection it makes."""
+        self.detours: dict[str, tuple[str, int]] = {}
+        """Machine -> where it ends up, whatever it dials."""
         self._machine_of = machine_of
         self._numbers = 0
         self._rng = world.chance("network")
@@ -324,8 +326,8 @@ class Network:
         number = self._numbers
         rng = self.world.chance("connect", number)
         await asyncio.sleep(self.pace.delay(rng))
-        listener = self.listeners.get((host, port))
         machine = self._machine_of(program)
+        listener = self.listeners.get(self.detours.get(machine, (host, port)))
         if machine in self.isolated or (listener is not None and self._machine_of(listener.program) in self.isolated):
             await asyncio.sleep(CONNECT_TIMEOUT * rng.random())
             raise TimeoutError("timed out")
@@ -377,5 +379,6 @@ class Network:
             if machine in wire.machines and not self.isolated.intersection(wire.machines):
                 wire.heal()
 
-    def open_wires(self) -> list[Wire]:
-        return [wire for wire in self.wires.values() if wire.is_open]
+    def open_wires(self, machine: str = "") -> list[Wire]:
+        """All of them, or those of one machine."""
+        return [wire for wire in self.wires.values() if wire.is_open and (not machine or machine in wire.machines)]
