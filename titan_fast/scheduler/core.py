@@ -26,6 +26,7 @@ REACTIONS: dict[type[ev.Event], Callable[[State, Any, Outbox], None]] = {
     ev.RetryRequested: runs.on_retry_requested,
     ev.DropRequested: runs.on_drop_requested,
     ev.RunRecalled: runs.on_run_recalled,
+    ev.ForgetRequested: runs.on_forget_requested,
     ev.KvSetRequested: data.on_kv_set_requested,
     ev.ArtifactPublishRequested: data.on_artifact_publish_requested,
     ev.WorkerAttached: workers.on_worker_attached,
@@ -111,9 +112,8 @@ class Scheduler:
             number, _, ended_at = finished.popleft()
             run = state.runs.get(number)
             if run is not None and run.is_final and run.finished_at == ended_at:
-                del state.runs[number]
-                for value, n in enumerate(run.counts):
-                    state.totals[value] -= n
+                runs.leave(state, run)
+        state.forgotten = {number: at for number, at in state.forgotten.items() if at > durable}
 
     def take(self) -> tuple[list[Fact], list[Command]]:
         """Facts and commands since the last call, each in order."""

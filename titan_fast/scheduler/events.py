@@ -56,6 +56,12 @@ class RunRecalled(Event, frozen=True):
     record: RunRecord
 
 
+class ForgetRequested(Event, frozen=True):
+    """The store chose finished runs that ought to go, each with the time when it had finished."""
+
+    runs: tuple[tuple[int, float], ...]
+
+
 class KvSetRequested(Event, frozen=True):
     """``value`` None takes the key away; ``expect`` is the revision it must have (0: no such key, -1: any)."""
 
@@ -183,6 +189,7 @@ EVENTS = (
     RetryRequested,
     DropRequested,
     RunRecalled,
+    ForgetRequested,
     KvSetRequested,
     ArtifactPublishRequested,
     WorkerAttached,

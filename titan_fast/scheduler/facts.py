@@ -135,6 +135,13 @@ class RunEnded(Fact, frozen=True, tag="run_ended"):
     version: int = 1
 
 
+class RunsForgotten(Fact, frozen=True, tag="runs_forgotten"):
+    """Nobody wants these finished runs any more: nothing is ever said about them again."""
+
+    runs: tuple[int, ...]
+    version: int = 1
+
+
 class WorkerRegistered(Fact, frozen=True, tag="worker_registered"):
     worker: str
     name: str
@@ -176,6 +183,8 @@ class ArtifactPublished(Fact, frozen=True, tag="artifact_published"):
     size: int
     version: int = 1
     key: Key = NO_KEY
+    run: int = 0
+    """Whose result it is, and goes with; 0: nobody's, it stays."""
 
 
 FACTS = (
@@ -187,6 +196,7 @@ FACTS = (
     TasksReopened,
     TasksDropped,
     RunEnded,
+    RunsForgotten,
     WorkerRegistered,
     WorkerGone,
     KvChanged,

@@ -507,6 +507,8 @@ class State:
         """Attempts that started, oldest first, and are not in a fact as running yet."""
         self.finished: deque[tuple[int, int, float]] = deque()
         """(run, position of the fact that ended it, when) of the finished runs in memory, oldest first."""
+        self.forgotten: dict[int, int] = {}
+        """Run -> position of the fact that forgot it, until that is durable: so long the store still shows it."""
         self.copies: deque[tuple[float, int, float, tuple[str, ...]]] = deque()
         """(when they may go, run, when it ended, workers) of the working copies of finished runs, oldest first."""
         self.kv: dict[str, Entry] = {}

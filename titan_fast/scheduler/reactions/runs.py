@@ -1,4 +1,4 @@
-"""What users ask for: submit, cancel, retry."""
+"""What users ask for: submit, cancel, retry, forget."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ from titan_fast.errors import InvalidGraph, NoSuchRun, NoSuchTask, NothingToDo, 
 from titan_fast.ids import TaskId
 from titan_fast.scheduler import recovery
 from titan_fast.scheduler.commands import Answer, Kill, Refuse
-from titan_fast.scheduler.events import CancelRequested, DropRequested, RetryRequested, RunRecalled, RunSubmitted
-from titan_fast.scheduler.facts import CancelAsked, RunAccepted, TasksDropped, TasksReopened
+from titan_fast.scheduler.events import (
+    CancelRequested,
+    DropRequested,
+    ForgetRequested,
+    RetryRequested,
+    RunRecalled,
+    RunSubmitted,
+)
+from titan_fast.scheduler.facts import CancelAsked, RunAccepted, RunsForgotten, TasksDropped, TasksReopened
 from titan_fast.scheduler.graph import admit
 from titan_fast.scheduler.lifecycle import FINAL, S, move
 from titan_fast.scheduler.reactions import tasks
@@ -214,9 +221,32 @@ def on_drop_requested(state: State, event: DropRequested, out: Outbox) -> None:
 def on_run_recalled(state: State, event: RunRecalled, out: Outbox) -> None:
     """A finished run comes back into memory, as it was."""
     number = event.record.accepted.run
-    if number not in state.runs:
+    if number not in state.runs and number not in state.forgotten:
         run = recovery.recall(state, event.record)
         state.runs[number] = run
         for value, n in enumerate(run.counts):
             state.totals[value] += n
         tasks.finished(state, run, out)
+
+
+def on_forget_requested(state: State, event: ForgetRequested, out: Outbox) -> None:
+    """Finished runs go for good. One that was opened again since the store chose it stays, whether it has ended or
+    not: whoever did that wants to see what it came to."""
+    gone = []
+    for number, finished_at in event.runs:
+        run = state.runs.get(number)
+        if number in state.forgotten or (run is not None and not (run.is_final and run.finished_at == finished_at)):
+            continue
+        if run is not None:
+            leave(state, run)
+        gone.append(number)
+    if gone:
+        out.fact(RunsForgotten(state.wall, tuple(gone)))
+        state.forgotten.update(dict.fromkeys(gone, out.here()))
+
+
+def leave(state: State, run: Run) -> None:
+    """A finished run leaves memory."""
+    del state.runs[run.id]
+    for value, n in enumerate(run.counts):
+        state.totals[value] -= n

@@ -320,7 +320,7 @@ def _judge(
             run.results[index] = result
         if size is not None:
             digest = result.decode().removeprefix(RESULT_PREFIX)
-            out.fact(ArtifactPublished(state.wall, f"{run.id}/{run.label(index)}", digest, size))
+            out.fact(ArtifactPublished(state.wall, f"{run.id}/{run.label(index)}", digest, size, run=run.id))
     else:
         reason = _reason(ending, code, result)
         failures = run.failures[index] = run.failures.get(index, 0) + 1
@@ -477,6 +477,7 @@ def decide(state: State, run: Run, spec: int, out: Outbox) -> bool:
     ):
         for first, count in blocked:
             release(state, run, spec, first, count)
+        ask_again(state, run, spec)  # it needs an attempt: it did not end before what its children did
         return True
     else:
         to, reason, bit = S.SKIPPED, "when", UNWANTED

@@ -146,15 +146,33 @@ class _Known:
 
     def parents_may_end_below(self, spec: int, fence: int) -> bool:
         """Everything of its parents that has not ended has an attempt that was given out before this fence was: they
-        may have ended before it, and the word of it is on its way."""
+        may have ended before it, and the word of it is on its way. A parent that waits for its own parents may end
+        without an attempt (skipped) as soon as those do."""
         self._books()
-        bound = self._bound.get(spec)
-        if bound is None:
-            _, unresolved = self.parents(spec)
-            is_held = all(self._count[parent] >= self._run.open[parent] for parent in unresolved)
-            bound = max((self._newest[parent] for parent in unresolved), default=0) if is_held else NEVER
-            self._bound[spec] = bound
-        return bound < fence
+        stack = [spec]
+        while stack:
+            above = self._unresolved_above(stack[-1])
+            missing = [parent for parent in above if parent not in self._bound]
+            if missing:
+                stack += missing
+            else:
+                top = stack.pop()
+                self._bound[top] = max((self._ends_above(parent) for parent in self.parents(top)[1]), default=0)
+        return self._bound[spec] < fence
+
+    def _unresolved_above(self, spec: int) -> list[int]:
+        """Parents that have not ended, whose own parents decide when they may."""
+        return [parent for parent in self.parents(spec)[1] if not self._is_held(parent) and self._run.unmet[parent]]
+
+    def _is_held(self, spec: int) -> bool:
+        """Everything of it that has not ended has an attempt somewhere."""
+        return self._count[spec] >= self._run.open[spec]
+
+    def _ends_above(self, spec: int) -> int:
+        """The fence above which everything is that was given out after this spec's end, should it have ended."""
+        if self._is_held(spec):
+            return self._newest[spec]
+        return max(self._newest[spec], self._bound[spec]) if self._run.unmet[spec] else NEVER
 
     def _books(self) -> dict[int, Lot]:
         if self._lots is None:
@@ -181,9 +199,7 @@ class _Known:
             self._add(index, fence)
             if lot is not None:
                 self._lots[index] = lot
-            if self._bound:
-                for child in self._run.children_of(self._run.spec_of(index)):
-                    self._bound.pop(child, None)
+            self._bound.clear()
 
 
 def is_ours(state: State, item: HeldAttempt) -> bool:
