@@ -196,6 +196,14 @@ class Master:
         loaded = self.store.load()
         self.scheduler.advance(self._clock(), self._wall())
         self.scheduler.restore(loaded.next_run, loaded.revision, loaded.workers, loaded.keys, loaded.runs)
+        unfinished = len(self.scheduler.state.runs)
+        if unfinished and loaded.workers:
+            log.warning(
+                "%d unfinished runs go on when the %d workers that were alive are back, or after %g s",
+                unfinished,
+                len(loaded.workers),
+                self.settings.scheduler.recovery_grace,
+            )
         for worker in loaded.workers:
             self.liveness.expect(worker.worker)
         self.pump.wake()
@@ -292,7 +300,11 @@ class Master:
     async def stop(self, drain: float, hurry: asyncio.Event | None = None) -> None:
         """In order: place nothing new, let what runs finish for up to ``drain`` seconds (or until somebody is in a
         hurry), say what is known, hang up. What runs longer goes on: the next master is told of it."""
-        log.info("stopping")
+        running = sum(worker.held for worker in self.scheduler.state.workers.values() if worker.state != "LOST")
+        if running:
+            log.warning(
+                "stopping: %d attempts may end within %g s; what runs longer goes on without us", running, drain
+            )
         self.pump.happened(StopRequested())
         deadline = time.monotonic() + drain
         while time.monotonic() < deadline and self._in_flight() and not (hurry and hurry.is_set()):  # noqa: ASYNC110
@@ -379,6 +391,9 @@ class Master:
 
     def worker_lost(self, worker: str) -> None:
         """Its work runs elsewhere. A connection that is still open ends, so that it attaches anew when it wakes up."""
+        known = self.scheduler.state.workers.get(worker)
+        if known is not None:
+            log.warning("worker %s is lost: its %d attempts run elsewhere", known.name, known.held)
         session = self.worker_sessions.pop(worker, None)
         if session is not None:
             session.worker = ""

@@ -225,6 +225,15 @@ class Session(asyncio.Protocol):
         early = ACKNOWLEDGE_BEFORE_COMMIT in self.master.sabotage
         self.send_after(self.attached_at if early else self.master.pump.position, frame)
 
+    def withdraw(self, position: int, frame: bytes) -> bool:
+        """Take back what waits for the fact at ``position``; False when it has left."""
+        try:
+            self._out.remove((position, frame))
+        except ValueError:
+            return False
+        self.waiting_bytes -= len(frame)
+        return True
+
     def attach(self, verdict: Message, request: int) -> None:
         """The verdict, and behind it what was held back for it."""
         self.attaching = False

@@ -81,7 +81,8 @@ class _Replay:
                 for row in item.rest:
                     self._ended(row, item.at)
             case fact.AttemptsRunning():
-                run.started_at = run.started_at or item.at
+                began = min((started / 1e6 for started in item.started if started), default=item.at)
+                run.started_at = run.started_at or min(item.at, max(began, self.accepted_at))
                 run.status = "RUNNING"
                 rows = zip(item.index, item.generation, item.fence, item.attempt, item.started, strict=True)
                 for worker, (index, generation, fence, attempt, started) in zip(item.worker, rows, strict=True):
