@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -143,19 +143,47 @@ def load(options: Mapping[str, Mapping[str, Any]] | None = None, environ: Mappin
         InvalidUsage: a value of the wrong type or out of range, an unknown key; the message says where it stands.
     """
     environ = os.environ if environ is None else environ
-    values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    values: dict[str, dict[str, _Given]] = {section: {} for section in SECTIONS}
     for path in (home(environ) / "titan.toml", Path("titan.toml")):
         _from_file(path, values)
     _from_environment(environ, values)
     for section, given in (options or {}).items():
-        values[section].update({key: value for key, value in given.items() if value is not None})
-    try:
-        return msgspec.convert(values, Settings, strict=False)
-    except msgspec.ValidationError as error:
-        raise InvalidUsage(f"settings: {error}", hint="see docs/configuration.md") from None
+        for key, value in given.items():
+            if value is not None:
+                values[section][key] = _Given(value, f"--{key.replace('_', '-')}")
+    sections: dict[str, Any] = {section: _checked(cls, values[section]) for section, cls in SECTIONS.items()}
+    return Settings(**sections)
 
 
-def _from_file(path: Path, values: dict[str, dict[str, Any]]) -> None:
+class _Given(NamedTuple):
+    value: Any
+    where: str
+    """The option, the variable, or the file with the key."""
+
+
+def _checked(cls: type[msgspec.Struct], given: Mapping[str, _Given]) -> msgspec.Struct:
+    types = get_type_hints(cls, include_extras=True)
+    found = {}
+    for key, (value, where) in given.items():
+        try:
+            found[key] = msgspec.convert(value, types[key], strict=False)
+        except msgspec.ValidationError:
+            raise InvalidUsage(f"{where}: {value!r} is not {_wanted(types[key])}") from None
+    return cls(**found)
+
+
+def _wanted(kind: Any) -> str:
+    """What a setting may be, in words."""
+    plain, *metas = get_args(kind)
+    if get_origin(plain) is Literal:
+        return f"one of {', '.join(get_args(plain))}"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[plain]
+    bounds = {"ge": "at least", "gt": "above", "le": "at most"}
+    limits = [(said, getattr(meta, name)) for meta in metas for name, said in bounds.items()]
+    return ", ".join((words, *(f"{said} {limit}" for said, limit in limits if limit is not None)))
+
+
+def _from_file(path: Path, values: dict[str, dict[str, _Given]]) -> None:
     try:
         document = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -169,18 +197,18 @@ def _from_file(path: Path, values: dict[str, dict[str, Any]]) -> None:
         for key, value in table.items():
             if key not in known:
                 raise InvalidUsage(f"{path}: [{section}] has no key '{key}'; there are {', '.join(known)}")
-            values[section][key] = value
+            values[section][key] = _Given(value, f"{path}: [{section}] {key}")
 
 
-def _from_environment(environ: Mapping[str, str], values: dict[str, dict[str, Any]]) -> None:
+def _from_environment(environ: Mapping[str, str], values: dict[str, dict[str, _Given]]) -> None:
     for section, cls in SECTIONS.items():
         for key in cls.__struct_fields__:
-            text = environ.get(f"TITAN_{section}_{key}".upper())
-            if text is not None:
-                values[section][key] = text
+            name = f"TITAN_{section}_{key}".upper()
+            if name in environ:
+                values[section][key] = _Given(environ[name], name)
     for name, (section, key) in SHORT_NAMES.items():
         if environ.get(name):
-            values[section][key] = environ[name]
+            values[section][key] = _Given(environ[name], name)
 
 
 def home(environ: Mapping[str, str] | None = None) -> Path:

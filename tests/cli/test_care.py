@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 
 import pytest
@@ -86,8 +87,18 @@ def test_a_backup_that_went_away_leaves_nothing(cli, made, master, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["b.db"]
 
 
-def test_a_folder_that_is_not_there_is_told(cli, made):
+def test_a_folder_that_is_not_there_is_told_before_the_master_works(cli, made, master):
     assert "cannot be written" in cli("backup", "no/such/b.db", code=2).err
+    assert master.asked == []
+
+
+def test_a_pipe_is_written_into_when_that_is_said_and_stays_what_it_is(cli, made, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with open(os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK), "rb") as reading:
+        assert "--force" in cli("backup", "pipe", code=2).err
+        cli("backup", "pipe", "--force")
+        assert reading.read() == STATE
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_restore_wants_a_backup(cli, tmp_path):

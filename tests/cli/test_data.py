@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import pytest
 
@@ -100,6 +101,34 @@ def test_ls_has_every_page(cli, master):
     assert [row["name"] for row in rows] == ["a/1", "a/2"]
     assert {asked.prefix for asked in master.asked} == {"a/"}
     assert "a/2" in cli("kv", "ls").text
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "\x1b[2J", "tab\t", "\x7f", "\x9b", "\u202ecod.exe"])
+def test_a_name_that_would_lead_a_terminal_astray_is_refused(cli, master, values, tmp_path, name):
+    (tmp_path / "m").write_bytes(BYTES)
+    assert "control characters" in cli("kv", "set", name, "v", code=2).err
+    assert "control characters" in cli("artifact", "put", "m", "--name", name, code=2).err
+    assert master.asked == []
+
+
+def test_a_key_of_such_a_name_that_is_there_can_be_seen_and_taken_away(cli, master, values):
+    master.on(msg.KvList, msg.KvListed(keys=(msg.KvRow("a\x1b[2J\nb", 5, 1, 0.0),)))
+    assert "a\\x1b[2J\\nb" in cli("kv", "ls").text
+    assert cli("kv", "ls", "--json").document[0]["name"] == "a\x1b[2J\nb"
+    cli("kv", "rm", "a\x1b[2J\nb")
+    assert values == [None]
+
+
+def test_a_long_name_is_cut_in_the_table_alone(cli, master):
+    master.on(msg.KvList, msg.KvListed(keys=(msg.KvRow("x" * 500, 5, 1, 0.0),)))
+    assert max(map(len, cli("kv", "ls").text.splitlines())) < 120
+    assert cli("kv", "ls", "--json").document[0]["name"] == "x" * 500
+
+
+@pytest.mark.parametrize("verb", [("set", "bad\udcff", "x"), ("get", "bad\udcff"), ("ls", "bad\udcff")])
+def test_a_name_that_is_no_text_ends_with_2(cli, values, verb):
+    assert "is not Unicode" in cli("kv", *verb, code=2).err
+    assert values == []
 
 
 # ---------------------------------------------------------------- artifacts
@@ -242,3 +271,53 @@ def cli_with_one(cli, tmp_path):
     (tmp_path / "m").write_bytes(CONTENT)
     cli("artifact", "put", "m")
     return cli("artifact", "ls")
+
+
+@pytest.mark.parametrize("name", [f"sha256:{DIGEST}", DIGEST[:8], f"sha256:{DIGEST[:12]}", f"artifact:{DIGEST[:12]}"])
+def test_an_address_may_be_written_as_it_is_shown(cli, shelf, tmp_path, name):
+    cli_with_one(cli, tmp_path)
+    assert cli("artifact", "get", name, "-o", "-").out == CONTENT
+
+
+def test_too_little_of_an_address_is_told_apart_from_none(cli, master, shelf, tmp_path):
+    cli_with_one(cli, tmp_path)
+    assert "no artifact" in cli("artifact", "get", DIGEST[:7], code=4).err
+    assert "no artifact" in cli("artifact", "get", "0" * 12, code=4).err
+    rows = tuple(msg.ArtifactFile(name, DIGEST[:12] + name * 52, 1, 1.0) for name in "ab")
+    master.script(
+        msg.ArtifactList,
+        lambda asked: [NoSuchArtifact(asked.name) if asked.name else msg.ArtifactListed(artifacts=rows)],
+    )
+    assert "the beginning of 2 addresses" in cli("artifact", "get", DIGEST[:12], code=2).err
+
+
+def test_what_is_no_regular_file_is_written_into_and_stays_what_it_is(cli, shelf, tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # and none of the machine's devices: a failure would replace it for everybody
+    (tmp_path / "link").symlink_to("pipe")
+    cli_with_one(cli, tmp_path)
+    with open(os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK), "rb") as reading:
+        for name in ("pipe", "link"):
+            cli("artifact", "get", "m", "-o", name)
+            assert reading.read() == CONTENT
+            assert (tmp_path / name).is_fifo()
+
+
+def test_a_pipe_without_a_name_is_written_into(cli, shelf, tmp_path):
+    cli_with_one(cli, tmp_path)
+    out, into = os.pipe()
+    with open(out, "rb") as reading:
+        done = cli("artifact", "get", "m", "-o", f"/dev/fd/{into}")
+        os.close(into)
+        assert reading.read() == CONTENT
+    assert done.out == b"", "what is said goes nowhere near what is written"
+
+
+def test_a_link_is_followed_and_stays_a_link(cli, shelf, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder/there")
+    cli_with_one(cli, tmp_path)
+    for _ in ("new", "replaced"):
+        cli("artifact", "get", "m", "-o", "link")
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "folder" / "there").read_bytes() == CONTENT
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["there"]

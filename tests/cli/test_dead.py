@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from titan_fast.errors import NoSuchRun
 from titan_fast.protocol import messages as msg
 
 
@@ -55,17 +56,33 @@ def test_retry_and_drop_touch_the_dead_that_are_named(cli, dead, master, verb, c
 
 @pytest.mark.parametrize("verb", ["retry", "drop", "show"])
 def test_what_is_not_dead_is_left_alone(cli, dead, master, verb):
+    master.on(msg.Show, msg.Shown(msg.RunRow(12, "r", "RUNNING", "", 1.0, 1.0, 0.0, {}), ()))
     assert "nothing of 12/train is DEAD" in cli("dlq", verb, "12/train", code=1).err
-    assert {type(asked) for asked in master.asked} == {msg.List}
+    assert {type(asked) for asked in master.asked} == {msg.List, msg.Show}
+
+
+@pytest.mark.parametrize("verb", ["retry", "drop", "show"])
+def test_a_run_that_is_not_there_ends_with_4(cli, dead, master, verb):
+    master.on(msg.Show, NoSuchRun(999))
+    assert "there is no run 999" in cli("dlq", verb, "999/t", code=4).err
 
 
 def test_show_tells_the_story_and_the_end_of_the_output(cli, dead, master):
     master.on(
-        msg.Explain, msg.Explained("12/extract", "DEAD", "worker_lost", "five workers were lost with it", "retry")
+        msg.Explain,
+        msg.Explained(
+            "12/extract", "DEAD", "worker_lost", "five workers were lost with it", "titan-fast dlq retry 12/extract"
+        ),
     )
     master.on(msg.Logs, (msg.Logged(fence=4), b"one\ntwo\n"), msg.Logged(final=True, fence=4, offset=8))
     text = cli("dlq", "show", "12/extract").text
-    for part in ("12/extract DEAD (worker_lost) after 5 attempts", "w1", "five workers were lost", "| two"):
+    for part in (
+        "12/extract DEAD (worker_lost) after 5 attempts",
+        "w1",
+        "five workers were lost",
+        "| two",
+        "titan-fast dlq retry 12/extract",
+    ):
         assert part in text
     document = cli("dlq", "show", "12/extract", "--json").document
     assert document == {
@@ -75,7 +92,7 @@ def test_show_tells_the_story_and_the_end_of_the_output(cli, dead, master):
         "attempts": 5,
         "worker": "w1",
         "detail": "five workers were lost with it",
-        "fix": "retry",
+        "fix": "titan-fast dlq retry 12/extract",
         "log": "one\ntwo\n",
     }
 

@@ -420,6 +420,58 @@ def test_a_stopped_agent_gives_back_what_waits_lets_the_rest_finish_and_says_goo
     stage.play(scene)
 
 
+# ---------------------------------------------------------------- the log
+
+
+def said(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "titan_fast.worker"]
+
+
+def test_the_log_tells_when_it_comes_goes_and_is_back_and_nothing_of_attempts(stage, caplog):
+    caplog.set_level("INFO", "titan_fast.worker")
+
+    async def scene(master):
+        session = await begin(stage, master, A, B)
+        stage.executor.end(A)
+        await master.until(lambda: session.results())
+        second = await again(master, session)
+        second.keep_all()
+        await master.until(lambda: second.results())
+        second.ack(second.frames(Op.RESULT)[-1].sequence)
+        stage.agent.stop()
+        await master.until(lambda: second.frames(Op.GOODBYE))
+        stage.agent.stop()
+        await master.until(lambda: len(second.results()) == 2)
+        second.ack(second.frames(Op.RESULT)[-1].sequence)
+        assert await asyncio.wait_for(stage.running, 20) == 0
+
+    stage.play(scene)
+    address = "{}:{}".format(*stage.master.address)
+    lines = said(caplog)
+    assert lines[0] == f"attached to the master at {address} as w1, 2 slots"
+    assert lines[1].startswith("lost the master") and lines[1].endswith("; connecting again")
+    assert lines[2:] == [
+        f"back at the master at {address}",
+        "draining: takes nothing new, 1 attempts have 10 s to finish",
+        "ending 1 attempts that still run",
+    ]
+
+
+def test_a_drain_in_which_everything_finishes_ends_nothing(stage, caplog):
+    caplog.set_level("INFO", "titan_fast.worker")
+
+    async def scene(master):
+        session = await begin(stage, master, A)
+        stage.agent.stop()
+        stage.executor.end(A)
+        await master.until(lambda: session.results())
+        session.ack(session.frames(Op.RESULT)[-1].sequence)
+        assert await asyncio.wait_for(stage.running, 20) == 0
+
+    stage.play(scene)
+    assert said(caplog)[1:] == ["draining: takes nothing new, 1 attempts have 10 s to finish"]
+
+
 @pytest.mark.parametrize("second_life", [False, True])
 def test_results_that_nobody_acknowledged_are_told_by_the_next_agent(make_stage, monkeypatch, second_life):
     monkeypatch.setattr("titan_fast.worker.agent.LAST_WORDS", 0.01)

@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from titan_fast.errors import NoToken
 from titan_fast.ids import make_fence
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import send, send_hot
@@ -213,3 +214,51 @@ def test_pauses_between_two_tries_are_given_by_chance(monkeypatch):
     in_loop(scene)
     assert pauses[:5] == pauses[5:]
     assert len(set(pauses)) == 5 and all(0 <= pause <= link_module.RECONNECT_CAP for pause in pauses)
+
+
+def test_a_master_that_is_away_is_a_line_for_each_problem_however_they_alternate(monkeypatch, caplog):
+    """While a master restarts its token file is gone, its port is closed, and neither for the first time."""
+    tries = []
+
+    async def scene():
+        async def sleep(_seconds):
+            if len(tries) == 12:
+                raise asyncio.CancelledError
+
+        def find_token():
+            tries.append(None)
+            if len(tries) % 3 == 0:
+                raise NoToken("no worker token")
+            return "token"
+
+        async def nobody(*_):
+            raise ConnectionRefusedError("refused")
+
+        monkeypatch.setattr(asyncio, "sleep", sleep)
+        monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", nobody)
+        with pytest.raises(asyncio.CancelledError):
+            await Link([("h", 1), ("i", 2)], find_token, Behind(), random.Random(4)).run()
+
+    in_loop(scene)
+    lines = [record.getMessage() for record in caplog.records]
+    assert sorted(lines) == [
+        "no master at h:1 (no worker token); trying on",
+        "no master at h:1 (refused); trying on",
+        "no master at i:2 (no worker token); trying on",
+        "no master at i:2 (refused); trying on",
+    ]
+
+
+def test_a_loss_is_told_again_after_the_worker_was_attached(stage, caplog):
+    async def scene(master):
+        for number in (1, 2, 3):
+            session = await master.attached(number)
+            if number != 2:
+                session.keep_all()
+                await stage.until(lambda: stage.agent._link.is_attached)
+            session.cut()
+        await master.attached(4)
+
+    stage.play(scene)
+    lost = [record for record in caplog.records if record.getMessage().startswith("lost the master")]
+    assert len(lost) == 2, "the second one was no loss: there was no verdict yet"

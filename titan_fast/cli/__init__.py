@@ -7,6 +7,7 @@ import sys
 import click
 
 from titan_fast._version import __version__
+from titan_fast.cli import stdout
 from titan_fast.errors import TitanError
 
 _VERBS = {
@@ -81,6 +82,7 @@ def titan_fast() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The entry point: every error a user can cause ends as a sentence and an exit code, never as a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    stdout.guard()
     try:
         code = titan_fast.main(arguments, prog_name="titan-fast", standalone_mode=False)
     except click.exceptions.Abort:
@@ -95,15 +97,12 @@ def main(arguments: list[str] | None = None) -> None:
         code = 2
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; make sure the interpreter does not complain on its way out.
-        import os
-
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except stdout.ReaderGone:
         code = 0
     except TitanError as error:
         from titan_fast.cli.output import write_error
 
         write_error(error, arguments)
         code = error.exit_code
+    stdout.let_go()
     sys.exit(code if isinstance(code, int) else 0)

@@ -120,10 +120,14 @@ def kv_ls(prefix: str, master: str | None, token_file: str | None, as_json: bool
         return 0
     output.table(
         ["KEY", "SIZE", "REVISION", "EXPIRES"],
-        ((row.name, row.size, row.revision, output.clock(row.expires_at)) for row in rows),
+        ((_cut(row.name), row.size, row.revision, output.clock(row.expires_at)) for row in rows),
         "no keys: titan-fast kv set NAME VALUE",
     )
     return 0
+
+
+def _cut(name: str) -> str:
+    return output.plain(name, output.NAME_WIDTH)
 
 
 # ---------------------------------------------------------------- artifacts
@@ -154,7 +158,11 @@ def artifact_put(file: Path, name: str | None, master: str | None, token_file: s
 @click.option("-o", "--output", "target", metavar="FILE", help="where to [its own name, here]; '-' writes it out")
 @output.client_options
 def artifact_get(name: str, target: str | None, master: str | None, token_file: str | None, as_json: bool) -> int:
-    """Fetch an artifact by its name, by its address, or by the result that is one (artifact:ADDRESS)."""
+    """Fetch an artifact by its name, by its address (8 digits or more) or by the result that is one.
+
+    ${tasks.a.result} is the text that the task `a` wrote to $TITAN_RESULT; more than 64 KiB, or what is no text, stands
+    there as artifact:ADDRESS. It is pasted as it is: for shell text write `env: {X: "${tasks.a.result}"}` and use "$X".
+    """
     with output.connect(master, token_file) as client:
         if target == "-":
             sys.stdout.buffer.write(client.artifacts.read(name))
@@ -169,7 +177,8 @@ def artifact_get(name: str, target: str | None, master: str | None, token_file: 
     if as_json:
         output.write_json({**_artifact_document(found), "file": str(path)})
     else:
-        click.echo(f"{path} {output.size(found.size)}")
+        # Not into what was written, when that was standard output by another name.
+        click.echo(f"{path} {output.size(found.size)}", err=not path.is_file())
     return 0
 
 
@@ -185,7 +194,7 @@ def artifact_ls(prefix: str, master: str | None, token_file: str | None, as_json
         return 0
     output.table(
         ["ARTIFACT", "SIZE", "PUBLISHED", "ADDRESS"],
-        ((row.name, output.size(row.size), output.clock(row.published_at), row.digest[:12]) for row in rows),
+        ((_cut(row.name), output.size(row.size), output.clock(row.published_at), row.digest[:12]) for row in rows),
         "no artifacts: titan-fast artifact put FILE",
     )
     return 0

@@ -89,10 +89,11 @@ def dlq_drop(target: str, master: str | None, token_file: str | None, as_json: b
 
 
 def _dead(client: Client, target: str) -> list[msg.TaskRow]:
-    """The DEAD tasks that ``target`` names, at least one."""
+    """The DEAD tasks that ``target`` names, at least one. Raises NothingToDo, NoSuchRun, NoSuchTask."""
     wanted = client.exact(calls.task_id(target))
     rows = [row for row in client.dead() if _is_of(calls.task_id(row.id), wanted)]
     if not rows:
+        client.call(calls.show(wanted, limit=1))  # what is not there at all is another mistake
         raise NothingToDo(f"nothing of {wanted} is DEAD", hint="titan-fast dlq ls lists what is")
     return rows
 

@@ -14,13 +14,20 @@ from titan_fast.ids import TaskId
 from titan_fast.protocol import messages as msg
 from titan_fast.sdk import calls
 
+STATES = {
+    "runs": ("PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"),
+    "tasks": ("PENDING", "RUNNING", "COMPLETED", "FAILED", "SKIPPED", "CANCELLED", "DEAD"),
+    "workers": ("READY", "SUSPECT", "LOST", "DRAINING", "LEFT"),
+}
+"""What there is to list, and the states it can be in."""
+
 LATER = {"services": "services", "schedules": "cron", "gates": "approvals"}
 
 
 @click.command()
 @click.argument("what", default="runs")
 @click.option("--run", "run_id", default="last", help="whose tasks (12, last)")
-@click.option("--state", default="", help="only this state")
+@click.option("--state", default="", help="only this state (RUNNING, FAILED; workers: READY, LOST)")
 @click.option("-n", "--limit", default=20, help="at most so many rows", type=click.IntRange(1))
 @output.client_options
 def ls(
@@ -29,13 +36,16 @@ def ls(
     """List runs (default), tasks or workers."""
     if what in LATER:
         raise InvalidUsage(f"this version has no {LATER[what]} yet", hint="there are runs, tasks and workers")
-    if what not in ("runs", "tasks", "workers"):
+    if what not in STATES:
         raise InvalidUsage(f"there is no listing of '{what}'", hint="there are runs, tasks and workers")
+    state = state.upper()
+    if state and state not in STATES[what]:
+        raise InvalidUsage(f"--state {state}: {what} are {', '.join(STATES[what])}")
     with output.connect(master, token_file) as client:
         if what == "workers":
-            return _write_workers(client.workers(), as_json)
+            return _write_workers([worker for worker in client.workers() if state in ("", worker.state)], as_json)
         number = 0 if what == "runs" else calls.task_id(run_id).run or 0
-        page = client.call(calls.list_page(what, number, state.upper(), "", limit))
+        page = client.call(calls.list_page(what, number, state, "", limit))
     output.warn_unless(page.durable)
     if what == "runs":
         if as_json:
@@ -83,12 +93,10 @@ def _write_tasks(tasks: tuple[msg.TaskRow, ...], as_json: bool) -> None:
 
 def _task_cells(task: msg.TaskRow) -> tuple[object, ...]:
     reason = "" if task.reason == "exit:0" else task.reason
-    if len(reason) > 60:
-        reason = reason[:59] + "…"
     return (
         task.id,
         task.state,
-        reason or "-",
+        output.plain(reason, output.NAME_WIDTH) or "-",
         task.attempt or "-",
         task.worker or "-",
         output.clock(task.started_at),

@@ -17,6 +17,9 @@ from titan_fast.sdk.client import Client
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+NAME_WIDTH = 60
+"""Characters of a name or a reason in a table; ``--json`` has all of it."""
+
 STATE_COLOURS = {
     "COMPLETED": "green",
     "RUNNING": "cyan",
@@ -65,8 +68,7 @@ def write_json(document: Any) -> None:
 
 
 def write_json_error(code: str, message: str, hint: str) -> None:
-    sys.stderr.buffer.write(orjson.dumps({"error": {"code": code, "message": message, "hint": hint}}) + b"\n")
-    sys.stderr.flush()
+    click.echo(orjson.dumps({"error": {"code": code, "message": message, "hint": hint}}), err=True)
 
 
 def write_error(error: TitanError, arguments: Sequence[str]) -> None:
@@ -123,9 +125,15 @@ def size(number: int) -> str:
     return f"{amount:.1f} GiB"
 
 
+def plain(text: str, width: int = 0) -> str:
+    """A text as one piece of a line: what would move the cursor is written out, what is too long is cut."""
+    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return text if not width or len(text) <= width else text[: width - 1] + "…"
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
     """Columns as wide as their widest cell; states in their colour on a terminal."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[plain(str(cell)) for cell in row] for row in rows]
     if not cells:
         click.echo(empty)
         return

@@ -15,8 +15,9 @@ from typing import Any, NoReturn, get_args, get_type_hints
 import click
 
 from titan_fast import config
-from titan_fast.errors import TitanError
+from titan_fast.errors import InvalidUsage, TitanError
 from titan_fast.loop import run as run_loop
+from titan_fast.model.names import check_capability, check_graph_name
 
 PR_SET_PDEATHSIG = 1
 
@@ -139,7 +140,10 @@ def worker_options(command: Any) -> Any:
 def worker(with_parent: int | None, **options: Any) -> NoReturn:
     """One worker: becomes the keeper of an agent that dials the master and runs what it is given."""
     _die_with(with_parent)
-    _worker_settings(options)  # a mistake is told here, once, not by an agent that is started again and again
+    # A mistake is told here, once, not by an agent that is started again and again.
+    settings, addresses = _worker_settings(options)
+    if settings.client.token_file:  # a master that starts later writes its own, where we look unless told otherwise
+        config.find_token(settings.client, addresses, "worker")
     keeper = find_spec("titan_fast.worker.keeper")
     assert keeper is not None and keeper.origin is not None
     agent = [sys.executable, "-P", "-m", "titan_fast", "agent", *_as_arguments(options)]
@@ -168,7 +172,30 @@ def _worker_settings(options: dict[str, Any]) -> tuple[config.Settings, list[tup
     settings = config.load(
         {"worker": given, "client": {"master": options["address"], "token_file": options["token_file"]}}
     )
+    _check_name(settings.worker.name)
+    for tag in config.capabilities(settings.worker.caps):
+        try:
+            check_capability(tag)
+        except ValueError as error:
+            raise InvalidUsage(f"--caps: {error}", hint="separate them with commas: --caps GPU,HIGH_MEM") from None
     return settings, config.parse_addresses(settings.client.master)
+
+
+def _check_name(name: str) -> None:
+    """Empty is the host's name. Any other is shown in one line everywhere, names a folder, and must please a master.
+
+    Raises:
+        InvalidUsage: it cannot be.
+    """
+    try:
+        if name:
+            check_graph_name(name)
+    except ValueError as error:
+        raise InvalidUsage(f"--name: {error}", hint="choose another name for this worker") from None
+    if "/" in name or name in (".", ".."):
+        raise InvalidUsage(f"--name: {name!r} cannot be the name of a folder", hint="choose a name without '/'")
+    if not name.isprintable():
+        raise InvalidUsage(f"--name: {name!r} holds a character that does not print", hint="leave it out")
 
 
 @click.command(hidden=True)
@@ -181,6 +208,7 @@ def agent(**options: Any) -> int:
     from titan_fast.worker.agent import run_agent
 
     _log_to_stderr(options["verbose"])
+    logging.getLogger("titan_fast.worker").setLevel(logging.INFO)  # says when it comes and goes, nothing of attempts
     settings, addresses = _worker_settings(options)
 
     def find_token() -> str:

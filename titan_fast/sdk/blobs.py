@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -62,25 +62,49 @@ def read(client: Client, digest: str, size: int) -> Iterator[bytes]:
         raise ConnectionLost(f"the file {digest[:12]}… did not arrive whole: {at} of {size} bytes", hint="try it again")
 
 
-def download(client: Client, digest: str, size: int, target: Path, *, replace: bool, mode: int = 0o666) -> None:
-    """Write a file so that ``target`` is there whole and durable, or not at all.
+def download(client: Client, digest: str, size: int, file: IO[bytes]) -> None:
+    """Write what has an address into ``file``. Raises what `read` does."""
+    for piece in read(client, digest, size):
+        file.write(piece)
+
+
+@contextmanager
+def writing(target: Path, *, replace: bool, mode: int = 0o666) -> Iterator[IO[bytes]]:
+    """A file that is ``target`` when the block ends: there whole and durable, or not at all.
+
+    Links are followed. What is there and no regular file (a device, a pipe) is written into, and never replaced.
 
     Raises:
         InvalidUsage: it cannot be written, or is there already and ``replace`` is false.
     """
     if not replace and target.exists():
-        raise InvalidUsage(f"{target} is there already")
-    part = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
+        raise InvalidUsage(
+            f"{target} is there already", hint="choose another name, or say that it may be replaced (--force)"
+        )
+    place = Path(os.path.realpath(target))
+    # The name that a link in /proc leads to need not be one: what was opened by it has to be what is written.
+    is_special = target.exists() and not place.is_file()
     try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            for piece in read(client, digest, size):
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-        _sync_folder(target.parent)
+        with _into(target) if is_special else _in_place_of(place, mode) as file:
+            yield file
     except OSError as error:
         raise InvalidUsage(f"{target} cannot be written: {error.strerror or error}") from None
+
+
+def _into(target: Path) -> IO[bytes]:
+    return open(os.open(target, os.O_WRONLY), "wb")
+
+
+@contextmanager
+def _in_place_of(place: Path, mode: int) -> Iterator[IO[bytes]]:
+    part = place.with_name(f".{place.name[:200]}.{secrets.token_hex(4)}.part")
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(place)
+        _sync_folder(place.parent)
     finally:
         with suppress(OSError):
             part.unlink()

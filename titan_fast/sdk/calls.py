@@ -4,6 +4,7 @@ out blocking; an async client can carry out the same objects with ``await``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
@@ -20,6 +21,9 @@ T = TypeVar("T")
 
 MAX_KEY = 512
 """Characters of the name of a key or an artifact."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]").search
+"""What moves a cursor, ends a line or turns the direction of writing."""
+_CURSOR = re.compile("[0-9]{0,18}").fullmatch
 
 
 class Call(msgspec.Struct, Generic[T], frozen=True):
@@ -102,11 +106,17 @@ def watch(target: TaskId, progress: bool) -> Stream[msg.Update]:
 
 
 def list_page(what: str, run: int = 0, state: str = "", cursor: str = "", limit: int = 100) -> Call[msg.Listed]:
-    return Call(msg.List(what, run, state, cursor, limit), _message)
+    return Call(msg.List(what, run, state, _page(cursor), limit), _message)
 
 
 def show(target: TaskId, cursor: str = "", limit: int = 1000) -> Call[msg.Shown]:
-    return Call(msg.Show(*_parts(target), cursor, limit), _message)
+    return Call(msg.Show(*_parts(target), _page(cursor), limit), _message)
+
+
+def _page(cursor: str) -> str:
+    if _CURSOR(cursor) is None:
+        raise InvalidUsage(f"'{cursor}' is no cursor", hint="one stands beside the page before it, as its `next`")
+    return cursor
 
 
 def explain(target: TaskId) -> Call[msg.Explained]:
@@ -179,8 +189,9 @@ def kv_get(name: str) -> Call[Entry]:
 
 
 def kv_set(name: str, value: bytes | None, expect: int | None, ttl: float) -> Call[int]:
-    """``value`` None takes the key away."""
-    message = msg.KvSet(name=_checked(name, "key"), expect=-1 if expect is None else expect, ttl=ttl)
+    """``value`` None takes the key away, whatever its name."""
+    name = _checked(name, "key") if value is None else _new(name, "key")
+    message = msg.KvSet(name=name, expect=-1 if expect is None else expect, ttl=ttl)
     attachments = () if value is None else (value,)
     return Call(message, lambda incoming: _message(incoming).revision, attachments, f"titan-fast kv get {name}")
 
@@ -190,7 +201,7 @@ def kv_list(prefix: str, after: str = "", limit: int = 1000) -> Call[msg.KvListe
 
 
 def artifact_publish(name: str, digest: str) -> Call[None]:
-    message = msg.ArtifactPublish(name=_checked(name, "artifact"), digest=digest)
+    message = msg.ArtifactPublish(name=_new(name, "artifact"), digest=digest)
     return Call(message, lambda incoming: None, then="titan-fast artifact ls shows whether it was published")
 
 
@@ -201,6 +212,13 @@ def artifact_find(name: str) -> Call[msg.ArtifactFile]:
 
 def artifact_list(prefix: str, after: str = "", limit: int = 1000) -> Call[msg.ArtifactListed]:
     return Call(msg.ArtifactList(prefix=prefix, after=after, limit=limit), _message)
+
+
+def _new(name: str, what: str) -> str:
+    """A name that something is to have from now on: what shows it must not be led astray by it."""
+    if _CONTROL(_checked(name, what)):
+        raise InvalidUsage(f"the name {name!a} has control characters", hint="choose one that can be shown")
+    return name
 
 
 def _checked(name: str, what: str) -> str:

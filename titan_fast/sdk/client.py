@@ -220,10 +220,8 @@ class Client:
         Raises:
             InvalidUsage: it cannot be written, or is there already and ``replace`` is false.
         """
-        target = Path(path)
-        if target.exists() and not replace:
-            # Before the master makes a copy for nothing.
-            raise InvalidUsage(f"{target} is there already", hint="choose another name, or --force to replace it")
-        made = self.call(calls.backup())
-        blobs.download(self, made.digest, made.size, target, replace=replace, mode=0o600)
+        # Opened first: the master makes no copy that cannot be kept.
+        with blobs.writing(Path(path), replace=replace, mode=0o600) as file:
+            made = self.call(calls.backup())
+            blobs.download(self, made.digest, made.size, file)
         return made

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from titan_fast._layout import RESULT_PREFIX
-from titan_fast.errors import InvalidUsage
+from titan_fast.errors import InvalidUsage, NoSuchArtifact
 from titan_fast.model.units import parse_duration
 from titan_fast.protocol import messages as msg
 from titan_fast.sdk import blobs, calls
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from titan_fast.sdk.client import Client
 
 
-_ADDRESS = re.compile(re.escape(RESULT_PREFIX) + "[0-9a-f]{64}").fullmatch
-"""What a result that is a file says; any other text behind the prefix is a name."""
+ADDRESS_PREFIX = "sha256:"
+"""Before an address where one is shown to people."""
+_ADDRESS = re.compile(f"(?:{re.escape(RESULT_PREFIX)}|{ADDRESS_PREFIX})?([0-9a-f]{{8,64}})").fullmatch
+"""An address or how it begins, with or without what is written before it; a text of another kind is a name."""
+_WHOLE = 64
+"""Digits of an address."""
 
 
 class Keys:
@@ -63,8 +67,9 @@ class Keys:
 class Artifacts:
     """Files under names of their own, addressed by what they hold.
 
-    An address is the SHA-256 of the content in hex digits, or what stands for a result that is a file:
-    ``artifact:ADDRESS``. Such a result also has the name of its task, ``12/extract``.
+    An address is the SHA-256 of the content in hex digits, also written ``sha256:ADDRESS`` or, where it stands for a
+    result that is a file, ``artifact:ADDRESS``. Such a result also has the name of its task, ``12/extract``. The first
+    eight digits or more do when no other artifact's address begins so.
     """
 
     def __init__(self, client: Client) -> None:
@@ -93,18 +98,22 @@ class Artifacts:
     def _put(self, file: io.BufferedReader | io.BytesIO, name: str) -> msg.ArtifactFile:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = file.seek(0, io.SEEK_END)
+        publish = calls.artifact_publish(name, digest)  # a name that cannot be is told before anything is sent
         blobs.upload(self._client, file, digest, size)
-        self._client.call(calls.artifact_publish(name, digest))
+        self._client.call(publish)
         return self._client.call(calls.artifact_find(name))
 
     def get(self, name: str, path: str | Path, *, replace: bool = True) -> msg.ArtifactFile:
         """Write an artifact, by its name or its address, to ``path``: whole, or not at all.
 
+        A ``path`` that is there and no regular file (a device, a pipe) is written into.
+
         Raises:
             NoSuchArtifact; InvalidUsage: ``path`` cannot be written.
         """
         found = self.find(name)
-        blobs.download(self._client, found.digest, found.size, Path(path), replace=replace)
+        with blobs.writing(Path(path), replace=replace) as file:
+            blobs.download(self._client, found.digest, found.size, file)
         return found
 
     def read(self, name: str) -> bytes:
@@ -113,8 +122,26 @@ class Artifacts:
         return b"".join(blobs.read(self._client, found.digest, found.size))
 
     def find(self, name: str) -> msg.ArtifactFile:
-        """An artifact by its name or its address. Raises NoSuchArtifact."""
-        return self._client.call(calls.artifact_find(name.removeprefix(RESULT_PREFIX) if _ADDRESS(name) else name))
+        """An artifact by its name, its address or how that begins; a name comes first.
+
+        Raises:
+            NoSuchArtifact; InvalidUsage: addresses of several artifacts begin so.
+        """
+        digits = _ADDRESS(name)
+        if digits is None or len(digits[1]) == _WHOLE:
+            return self._client.call(calls.artifact_find(digits[1] if digits else name))
+        try:
+            return self._client.call(calls.artifact_find(name))
+        except NoSuchArtifact:
+            found = {row.digest: row for row in self.ls() if row.digest.startswith(digits[1])}
+            if len(found) > 1:
+                raise InvalidUsage(
+                    f"'{name}' is the beginning of {len(found)} addresses",
+                    hint=f"write more of it: {', '.join(sorted(found)[:4])}",
+                ) from None
+            if not found:
+                raise
+            return found.popitem()[1]
 
     def ls(self, prefix: str = "") -> list[msg.ArtifactFile]:
         """The artifacts whose names begin with ``prefix``, by name."""

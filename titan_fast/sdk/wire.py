@@ -16,7 +16,16 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 
 from titan_fast.config import Door
-from titan_fast.errors import BadProof, ConnectionLost, NoMaster, Refused, TitanError, WaitTimedOut
+from titan_fast.errors import (
+    BadMessage,
+    BadProof,
+    ConnectionLost,
+    InvalidUsage,
+    NoMaster,
+    Refused,
+    TitanError,
+    WaitTimedOut,
+)
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Connection, Incoming, send
 from titan_fast.protocol.messages import Message
@@ -139,7 +148,10 @@ class Wire:
                 raise self._broken
             number = self._next
             self._next += 1
-        frames = send(message, attachments, number)
+        try:
+            frames = send(message, attachments, number)
+        except BadMessage as error:
+            raise InvalidUsage(error.message.partition(": ")[2], hint=error.hint) from None  # not the master's mistake
         with self._changed:
             self._inboxes[number] = deque()
         try:

@@ -33,6 +33,7 @@ from titan_fast.worker.machine import Machine, ThisMachine
 from titan_fast.worker.output import OUTPUT_NAME
 from titan_fast.worker.results import Uploads
 from titan_fast.worker.slots import Slots, Start, Stretch
+from titan_fast.worker.workspace import NO_ROOM
 
 log = logging.getLogger("titan_fast.worker")
 
@@ -40,7 +41,6 @@ RESULTS_PER_FRAME = 1000
 RESULT_BYTES_PER_FRAME = 4 << 20
 RECORD_BYTES = 64
 """About what a result takes on the wire beside its bytes."""
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 ROOM_INTERVAL = 1.0
 """Seconds between looks whether a full disk has room again."""
 LAST_WORDS = 2.0
@@ -133,6 +133,7 @@ class Agent:
         """RESULT frames of this session: their sequence, and the fences in them."""
         self._sequence = 0
         self._flushing = False
+        self._was_attached = False
         self._is_stopping = False
         self._is_full = False
         """The disk has no room for an attempt's directory."""
@@ -207,6 +208,8 @@ class Agent:
                 link.result()
             else:
                 # First end what still runs and report it: a goodbye means that nothing does.
+                if self._slots.running:
+                    log.warning("ending %d attempts that still run", len(self._slots.running))
                 await self._executor.close(0.5)
                 await self._leave()
         finally:
@@ -228,6 +231,11 @@ class Agent:
             self._idle.set()
             return
         self._is_stopping = True
+        log.info(
+            "draining: takes nothing new, %d attempts have %g s to finish",
+            len(self._slots.running) + len(self._bringing),
+            self._settings.drain,
+        )
         self._link.send(send(msg.Goodbye(empty=False)))
         self._give_back_waiting()
         self._check_idle()
@@ -311,7 +319,12 @@ class Agent:
 
     def attached(self, verdict: msg.VerdictMessage) -> None:
         """Carry the verdict out, then say again what was not acknowledged."""
-        log.info("%s is attached", self._machine.name)
+        if self._was_attached:
+            log.info("back at the master at %s", self._link.address)
+        else:
+            self._was_attached = True
+            name, slots = self._machine.name, self._slots.slots
+            log.info("attached to the master at %s as %s, %d slots", self._link.address, name, slots)
         self._held.clear()
         self._judged(verdict)
         if self._history != self._files.history:
@@ -735,7 +748,7 @@ async def run_agent(settings: WorkerSettings, addresses: list[tuple[str, int]], 
     """An agent on this machine; its exit code.
 
     Raises:
-        TitanError: the work directory is in use, the token is wrong.
+        TitanError: the work directory is in use or cannot be used, the token is wrong.
     """
     machine = ThisMachine(settings)
     door = machine.door(addresses, find_token)

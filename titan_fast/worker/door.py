@@ -220,7 +220,7 @@ class _Visit:
         except (ConnectionLost, OSError) as error:
             log.debug("a task hung up: %s", error)
         except TitanError as error:
-            log.info("a task is not let through: %s", error)
+            log.debug("a task is not let through: %s", error)
             writer.write(send_error(error, self._request))
         await _say_last_words(writer)
 

@@ -69,8 +69,10 @@ class Link:
         self._session: _Session | None = None
         self._sessions = 0
         self._cluster = ""
-        self._said = ""
-        """The last problem that was logged: a master may be away for days."""
+        self._said: set[str] = set()
+        """Problems logged since we were attached last, each once: a master may be away for days."""
+        self.address = ""
+        """Of the master we talk to, or last tried to."""
         self._closing = False
 
     @property
@@ -100,8 +102,10 @@ class Link:
                     if isinstance(problem, BadProof) or refusals >= REFUSALS:
                         raise problem
                 else:
-                    refusals, self._said = 0, ""
-                log.warning("lost the master%s; connecting again", f" ({problem})" if problem else "")
+                    refusals = 0
+                if session.was_attached:
+                    self._said.clear()
+                self._say_once(f"lost the master{f' ({problem})' if problem else ''}; connecting again")
             # Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
             await asyncio.sleep(self._chance.random() * RECONNECT_CAP)
 
@@ -109,17 +113,20 @@ class Link:
         """A session that has begun, or None when nobody is there."""
         try:
             self._sessions += 1
+            self.address = f"{host}:{port}"
             session = _Session(self._sessions, self._receiver, self._find_token(), self._cluster)
             self._session = session
             async with asyncio.timeout(SILENCE):
                 await asyncio.get_running_loop().create_connection(lambda: session, host, port)
             return session
         except (OSError, NoToken) as error:
-            problem = f"no master at {host}:{port} ({str(error) or 'no answer'})"
-            if problem != self._said:
-                log.warning("%s; trying on", problem)
-                self._said = problem
+            self._say_once(f"no master at {host}:{port} ({str(error) or 'no answer'}); trying on")
             return None
+
+    def _say_once(self, problem: str) -> None:
+        if problem not in self._said:
+            self._said.add(problem)
+            log.warning("%s", problem)
 
     async def close(self) -> None:
         """Say what is left to say, hang up, connect no more."""
@@ -134,6 +141,7 @@ class _Session(asyncio.Protocol):
 
     def __init__(self, number: int, receiver: Receiver, token: str, cluster: str) -> None:
         self.is_attached = False
+        self.was_attached = False
         self.cluster = cluster
         self.ended: asyncio.Future[TitanError | None] = asyncio.get_running_loop().create_future()
         self._number = number
@@ -218,7 +226,7 @@ class _Session(asyncio.Protocol):
             if incoming.op is not Op.HEARTBEAT:
                 self._receiver.received(incoming)
         elif isinstance(incoming.message, msg.VerdictMessage) and incoming.request == ATTACH_REQUEST:
-            self.is_attached = True
+            self.is_attached = self.was_attached = True
             self._receiver.attached(incoming.message)
         # Anything else before our verdict was said to an earlier session.
 

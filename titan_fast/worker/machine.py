@@ -103,6 +103,7 @@ class ThisMachine:
 
         Raises:
             StateLocked: another agent is using it.
+            InvalidUsage: it cannot be used.
         """
         self._settings = settings
         self._workspace, self.name = _open_workspace(settings)

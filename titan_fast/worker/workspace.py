@@ -14,6 +14,7 @@ Knows nothing of the master, slots or processes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -25,7 +26,7 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from titan_fast.errors import ProjectError, StateLocked
+from titan_fast.errors import InvalidUsage, ProjectError, StateLocked, UserError
 from titan_fast.ids import format_fence
 from titan_fast.worker.unpacking import MAX_PROJECT_BYTES, MAX_PROJECT_ENTRIES, Unpacking
 
@@ -37,6 +38,7 @@ _LARGE = 16 << 20
 """Bytes of a result that a thread had better delete; outputs are kept short."""
 _ROOM = 1 << 20
 """Bytes that must fit on the disk before attempts are started again."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -75,9 +77,26 @@ class Workspace:
 
         Raises:
             StateLocked: another agent is using it.
+            InvalidUsage: it is no directory, or one we may not write to.
+            UserError: there is no room on its disk, which may pass.
         """
-        for folder in ("", self._projects, self._runs, self._attempts, self._spare_folder, self._trash):
-            os.makedirs(folder or self.root, mode=0o700, exist_ok=True)
+        try:
+            self._open()
+        except OSError as error:
+            self.close()
+            reason = "not a directory" if isinstance(error, FileExistsError) else error.strerror or str(error)
+            problem = f"the work directory {self.root} cannot be used ({error.filename or self.root}: {reason})"
+            if error.errno in NO_ROOM:
+                raise UserError(problem, hint="make room on its disk") from None
+            raise InvalidUsage(
+                problem, hint="make it a directory that this user may write to, or name another one with --work-dir"
+            ) from None
+
+    def _open(self) -> None:
+        for folder in (str(self.root), self._projects, self._runs, self._attempts, self._spare_folder, self._trash):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
         self._take_lock()
         self._mark_private()
         self.worker_id = self._read_id()
