@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 OUT ?= $(CURDIR)/build/etl
 
-.PHONY: run test test-compiled test-pure test-long perf lint docs clean install
+.PHONY: run test test-compiled test-pure test-long figures perf lint docs clean install
 
 run: $(INSTALLED)
 	@$(BIN)/titan-fast run examples/etl/etl.yaml --local --set out=$(OUT)
@@ -34,8 +34,8 @@ test-compiled: $(INSTALLED)
 	@echo "== tests, compiled"
 	@TITAN_FAST_ACCEL=require $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# What the twins cannot change (kills of real processes) ran compiled already.
-PURE_TESTS ?= tests -m 'not kill'
+# What the twins cannot change (kills of real processes, cluster-hours, sizes) ran compiled already.
+PURE_TESTS ?= tests --ignore=tests/simulation --ignore=tests/kill --ignore=tests/master/scale -m 'not kill'
 test-pure: $(INSTALLED)
 	@echo "== tests, pure Python"
 	@TITAN_FAST_ACCEL=off $(BIN)/python -m pytest $(PURE_TESTS) $(PYTEST_ARGS)
@@ -54,6 +54,10 @@ lint: $(INSTALLED)
 
 docs: $(INSTALLED)
 	@$(BIN)/python docs/generate.py
+
+# The table of docs/reliability.md, from the reports that the tests left in build/reports.
+figures: $(INSTALLED)
+	@$(BIN)/python docs/reliability.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info titan_fast/*.so
