@@ -1,23 +1,27 @@
-"""Writes the figures of docs/reliability.md from the reports that tests left in build/reports.
+"""Writes the tables of docs/reliability.md from the reports that tests left in build/reports.
 
-    python docs/reliability.py            after the tests; replaces what stands between the two marks of the page
+    python docs/reliability.py            after the tests; replaces what stands between the marks of the page
 
 A report is one JSON document, NAME.json for the size that runs in CI and NAME-long.json for the long one:
-``{"name", "command", "size", "passed", "seconds", "figures": {text: number}, "excused": {text: number}}``.
+``{"name", "command", "size", "passed", "seconds", "figures": {text: number}, "excused": {text: number}}``. The one of
+broken promises (sabotage.json) is `Catches`.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
+
+T = TypeVar("T")
 
 HERE = Path(__file__).parent
 PAGE = HERE / "reliability.md"
 REPORTS = HERE.parent / "build" / "reports"
-BEGIN = "<!-- figures: written by docs/reliability.py -->"
-END = "<!-- end of the figures -->"
+BEGIN = "<!-- {}: written by docs/reliability.py -->"
+END = "<!-- end of the {} -->"
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -37,6 +41,21 @@ class Report(msgspec.Struct, frozen=True):
     seconds: float
     figures: dict[str, float]
     excused: dict[str, int] = {}
+
+
+class Catch(msgspec.Struct, frozen=True):
+    """A promise that was broken on purpose. ``seed`` is of the first simulated hour that noticed, ``tests`` are others
+    that did."""
+
+    name: str
+    breaks: str
+    seed: int | None
+    tests: tuple[str, ...]
+
+
+class Catches(msgspec.Struct, frozen=True):
+    within: int
+    catches: tuple[Catch, ...]
 
 
 PROOFS = (
@@ -93,10 +112,10 @@ PROOFS = (
 )
 
 
-def read_report(name: str) -> Report | None:
+def read_report(name: str, type: type[T]) -> T | None:
     path = REPORTS / f"{name}.json"
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Report)
+        return msgspec.json.decode(path.read_bytes(), type=type)
     except FileNotFoundError:
         return None
     except msgspec.DecodeError as error:
@@ -107,7 +126,7 @@ def figures() -> str:
     lines = ["| test | what decides | asked for | CI | long |", "|---|---|---|---|---|"]
     told = []
     for proof in PROOFS:
-        reports = [read_report(proof.report), read_report(f"{proof.report}-long")]
+        reports = [read_report(proof.report, Report), read_report(f"{proof.report}-long", Report)]
         cells = (proof.what, proof.oracle, proof.asked, *(result(report) for report in reports))
         lines.append(f"| {' | '.join(cells)} |")
         told += [detail(report) for report in reports if report is not None]
@@ -127,17 +146,37 @@ def detail(report: Report) -> str:
     return f"**{report.name}, {report.size}** (`{report.command}`): {said}. Excused: {excused}."
 
 
-def write(page: str, table: str) -> str:
+def broken_promises() -> str:
+    """Which promises were broken on purpose, and who noticed."""
+    report = read_report("sabotage", Catches)
+    if report is None:
+        return "Not run."
+    lines = ["| switch | what it breaks | noticed in hour | other tests that notice |", "|---|---|---|---|"]
+    for catch in report.catches:
+        seed = f"**none of {report.within:,}**" if catch.seed is None else f"{catch.seed}"
+        tests = "<br>".join(f"`{test}`" for test in catch.tests) or "–"
+        lines.append(f"| `{catch.name}` | {catch.breaks} | {seed} | {tests} |")
+    return "\n".join(lines)
+
+
+def write(page: str, name: str, table: str) -> str:
     """The page with the table between its marks. Raises SystemExit when it has no marks."""
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{PAGE} has lost its marks ({BEGIN} … {END}): put them back")
-    return f"{head}{BEGIN}\n\n{table}\n\n{END}{tail}"
+    begin, end = BEGIN.format(name), END.format(name)
+    head, has_begin, rest = page.partition(begin)
+    _, has_end, tail = rest.partition(end)
+    if not has_begin or not has_end:
+        raise SystemExit(f"{PAGE} has lost its marks ({begin} … {end}): put them back")
+    return f"{head}{begin}\n\n{table}\n\n{end}{tail}"
+
+
+TABLES = {"figures": figures, "broken promises": broken_promises}
 
 
 def main() -> int:
-    PAGE.write_text(write(PAGE.read_text("utf-8"), figures()), "utf-8")
+    page = PAGE.read_text("utf-8")
+    for name, table in TABLES.items():
+        page = write(page, name, table())
+    PAGE.write_text(page, "utf-8")
     return 0
 
 

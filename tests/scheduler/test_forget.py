@@ -1,8 +1,12 @@
-"""Finished runs leave memory when what ended them is durable, and come back for a retry."""
+"""Finished runs leave memory when what ended them is durable, and come back for a retry; until they are forgotten."""
 
 from __future__ import annotations
 
+import pytest
+
+from titan_fast.errors import NoSuchRun
 from titan_fast.scheduler import events as ev
+from titan_fast.scheduler.facts import ArtifactPublished, RunsForgotten
 from titan_fast.scheduler.lifecycle import TaskState
 from titan_fast.scheduler.state import Tuning
 from titan_fast.testing.harness import SchedulerHarness, array, task
@@ -111,3 +115,88 @@ def test_late_timers_of_a_forgotten_run_harm_nobody() -> None:
     forgotten = [command for command in harness.commands if type(command).__name__ == "ForgetRun"]
     assert [command.run for command in forgotten] == [1], "its working copies are given up all the same"
     harness.do(ev.AttemptsStarted("w", [1], [0], [0], [1], [1], [1]))
+
+
+# ---------------------------------------------------------------- for good
+
+
+def ends(harness: SchedulerHarness, *runs: int) -> tuple[tuple[int, float], ...]:
+    """As the store tells them."""
+    return tuple((number, harness.scheduler.state.runs[number].finished_at) for number in runs)
+
+
+def told(harness: SchedulerHarness) -> list[tuple[int, ...]]:
+    """What each fact forgot."""
+    return [fact.runs for fact in harness.facts if isinstance(fact, RunsForgotten)]
+
+
+def test_what_the_store_chose_is_gone_and_that_is_a_fact() -> None:
+    harness = finished(4, keep=5)
+    old = ends(harness, 1, 2, 3)
+    harness.do(ev.ForgetRequested(old[:2]))
+    assert list(harness.scheduler.state.runs) == [3, 4]
+    assert sum(harness.scheduler.state.totals) == 4
+    harness.do(ev.ForgetRequested(old))
+    assert told(harness) == [(1, 2), (3,)], "nothing is forgotten twice"
+    with pytest.raises(NoSuchRun):
+        harness.retry(2)
+    assert forget(harness) == [4]
+    harness.check_replay()
+
+
+def test_a_run_that_left_memory_is_forgotten_too() -> None:
+    harness = finished(2, keep=5)
+    old = ends(harness, 1, 2)
+    harness.scheduler.forget_finished(len(harness.facts))
+    harness.do(ev.ForgetRequested(old))
+    assert told(harness) == [(1, 2)]
+
+
+@pytest.mark.parametrize("ends_again", [False, True])
+def test_a_run_that_was_retried_since_it_was_chosen_stays(ends_again: bool) -> None:
+    harness = finished(2, keep=5)
+    old = ends(harness, 1, 2)
+    harness.advance(1.0)
+    harness.retry(2)
+    if ends_again:
+        harness.run_to_end()
+    harness.do(ev.ForgetRequested(old))
+    assert told(harness) == [(1,)]
+    assert list(harness.scheduler.state.runs) == [2]
+    harness.run_to_end()
+    assert harness.run_state(2) == "COMPLETED"
+    harness.do(ev.ForgetRequested(ends(harness, 2)))
+    assert told(harness) == [(1,), (2,)]
+
+
+def test_an_unfinished_run_is_not_forgotten() -> None:
+    harness = SchedulerHarness()
+    run = harness.submit([task("a")])
+    harness.do(ev.ForgetRequested(((run, 0.0),)))
+    assert told(harness) == []
+    assert harness.run_state(run) == "PENDING"
+
+
+def test_a_forgotten_run_does_not_come_back_from_a_store_that_still_shows_it() -> None:
+    harness = finished(2, keep=5)
+    before = len(harness.facts)
+    harness.do(ev.ForgetRequested(ends(harness, 2)))
+    for durable in (before, before + 1):
+        harness.recall(2)
+        with pytest.raises(NoSuchRun):
+            harness.retry(2)
+        assert 2 in harness.scheduler.state.forgotten
+        forget(harness, durable)
+    assert not harness.scheduler.state.forgotten, "the store knows it by now, and shows it no more"
+
+
+def test_what_goes_with_a_run_says_so_and_what_somebody_published_does_not() -> None:
+    harness = SchedulerHarness()
+    harness.worker("w")
+    run = harness.submit([task("a")])
+    (held,) = harness.start("w")
+    harness.do(ev.ArtifactPublishRequested(harness.ticket(), f"{run}/mine", "ab" * 32, 7))
+    address = f"artifact:{'cd' * 32}".encode()
+    harness.do(ev.AttemptsFinished("w", [run], [0], [0], [0], [held.fence], [0], [1], [1], [address], {0: 7}))
+    found = [fact for fact in harness.facts if isinstance(fact, ArtifactPublished)]
+    assert [(fact.name, fact.run) for fact in found] == [(f"{run}/mine", 0), (f"{run}/a", run)]

@@ -24,21 +24,23 @@ class Data:
 
     def answer(self, session: Session, request: int, asked: msg.KvGet | msg.KvList | msg.ArtifactList) -> None:
         """Raises NoSuchKey, NoSuchArtifact."""
+        reply = self._master.queries.reply
         match asked:
             case msg.KvGet():
                 entry = self._master.scheduler.state.kv.get(asked.name)
                 if entry is None:
                     raise NoSuchKey(asked.name)
                 value = msg.KvValue(name=asked.name, revision=entry.revision, expires_at=entry.expires_at)
-                session.reply(value, request, (entry.value,))
+                reply(session, value, request, (entry.value,))
             case msg.KvList():
-                session.reply(self._keys(asked), request)
+                reply(session, self._keys(asked), request)
             case msg.ArtifactList():
-                session.reply(self._artifacts(asked), request)
+                reply(session, self._artifacts(asked), request)
 
     def _keys(self, asked: msg.KvList) -> msg.KvListed:
         kv = self._master.scheduler.state.kv
         limit = min(asked.limit, MAX_PAGE)
+        # Every page looks at all keys; `limits.kv` bounds how many there are.
         names = nsmallest(limit + 1, (name for name in kv if name.startswith(asked.prefix) and name > asked.after))
         page = names[:limit]
         rows = tuple(msg.KvRow(name, len(kv[name].value), kv[name].revision, kv[name].expires_at) for name in page)

@@ -4,8 +4,10 @@ attempts did from the store's history.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -28,17 +30,49 @@ from titan_fast.scheduler.views import TaskView, view_run, view_tasks, view_work
 if TYPE_CHECKING:
     from titan_fast.master.server import Master
 
-MAX_PAGE = 10_000
+RUNS_PER_PAGE = 10_000
+TASKS_PER_PAGE = 1_000
+"""A page of them is a few milliseconds of the loop that everybody shares."""
 FAILED_SHOWN = 10
 RUNNING_SHOWN = 8
 PATIENCE = 1.0
 """Seconds an answer waits for the disk until it leaves without its blessing."""
+
+Answer = (
+    msg.Listed | msg.Shown | msg.Explained | msg.Stated | msg.Update | msg.KvValue | msg.KvListed | msg.ArtifactListed
+)
+"""What can say that it is not durable."""
+
+
+class Watched(msgspec.Struct, frozen=True):
+    """The tasks that a watch is about, found once: a run's columns never change."""
+
+    run: int
+    first: int
+    count: int
+    is_run: bool
+    """The run as a whole; otherwise the watch ends with these tasks."""
+
+
+class _Held(msgspec.Struct, frozen=True):
+    """An answer that waits for the disk in its session, and until when (the loop's clock)."""
+
+    deadline: float
+    position: int
+    session: Session
+    frame: bytes
+    answer: Answer
+    request: int
+    attachments: tuple[bytes, ...]
 
 
 class Queries:
     def __init__(self, master: Master) -> None:
         self._master = master
         self._process = psutil.Process(os.getpid())
+        self._held: deque[_Held] = deque()
+        """Oldest first."""
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def _history(self) -> History:
@@ -59,13 +93,13 @@ class Queries:
             case msg.Logs():
                 self._master.followers.start(session, request, message)
             case msg.List():
-                self._reply(session, self._list(message), request)
+                self.reply(session, self._list(message), request)
             case msg.Show():
-                self._reply(session, self._show(message), request)
+                self.reply(session, self._show(message), request)
             case msg.Explain():
-                self._reply(session, self._explain(message), request)
+                self.reply(session, self._explain(message), request)
             case msg.Stats():
-                self._reply(session, self._stats(), request)
+                self.reply(session, self._stats(), request)
             case msg.BlobAsk():
                 session.reply(msg.BlobHeld(message.digest, self._master.blobs.size(message.digest)), request)
             case msg.BlobGet():
@@ -74,14 +108,37 @@ class Queries:
             case _:
                 raise BadMessage(f"{incoming.op.name} is not expected here")
 
-    def _reply(
-        self, session: Session, answer: msg.Listed | msg.Shown | msg.Explained | msg.Stated, request: int
-    ) -> None:
-        """When what it shows is durable; while the store is stuck at once, and it says so."""
-        if self._master.pump.committer.stuck_for() > PATIENCE:
-            session.send(send(msgspec.structs.replace(answer, durable=False), request=request, is_reply=True))
-        else:
-            session.reply(answer, request)
+    def reply(self, session: Session, answer: Answer, request: int, attachments: tuple[bytes, ...] = ()) -> None:
+        """Leaves when what it shows is durable; when that takes longer than ``PATIENCE`` without, and it says so."""
+        pump = self._master.pump
+        if pump.committer.stuck_for() > PATIENCE:
+            _reply_unblessed(session, answer, request, attachments)
+            return
+        frame = send(answer, attachments, request, is_reply=True)
+        session.send_when_durable(frame)
+        if pump.position > pump.durable:
+            self._forget_durable()
+            loop = asyncio.get_running_loop()
+            held = _Held(loop.time() + PATIENCE, pump.position, session, frame, answer, request, attachments)
+            self._held.append(held)
+            if self._timer is None:
+                self._timer = loop.call_at(held.deadline, self._lose_patience)
+
+    def _forget_durable(self) -> None:
+        while self._held and self._held[0].position <= self._master.pump.durable:
+            self._held.popleft()
+
+    def _lose_patience(self) -> None:
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        self._forget_durable()
+        while self._held and self._held[0].deadline <= loop.time():
+            late = self._held.popleft()
+            if late.session.withdraw(late.position, late.frame):
+                _reply_unblessed(late.session, late.answer, late.request, late.attachments)
+        if self._held:
+            self._timer = loop.call_at(self._held[0].deadline, self._lose_patience)
+        self._master.pump.wake()
 
     # ------------------------------------------------------------ finding
 
@@ -165,24 +222,28 @@ class Queries:
 
     # ------------------------------------------------------------ answers
 
-    def is_final(self, watch: msg.Watch) -> bool:
+    def watched(self, watch: msg.Watch) -> Watched:
+        """Raises NoSuchRun, NoSuchTask."""
         run = self.run(watch.run)
-        if run.is_final:
-            return True
-        if not watch.task:
-            return False
         first, count = self.stretch(run, watch.task, watch.member)
-        return all(state in FINAL for state, _, _ in run.stretches(first, count))
+        return Watched(run.id, first, count, not watch.task)
 
-    def update(self, watch: msg.Watch) -> msg.Update:
-        run = self.run(watch.run)
-        first, count = self.stretch(run, watch.task, watch.member)
+    def is_final(self, watched: Watched) -> bool:
+        run = self.run(watched.run)
+        if run.is_final or watched.is_run:
+            return run.is_final
+        # Asked for every watch in every turn: mostly the first task says it all.
+        return run.state[watched.first] in FINAL and _states(run, watched) <= FINAL
+
+    def update(self, watched: Watched) -> msg.Update:
+        run = self.run(watched.run)
+        first, count = watched.first, watched.count
         view = view_run(run)
-        final = self.is_final(watch)
+        final = self.is_final(watched)
         end = run.finished_at or self._state.wall
         task_state, exit_code = "", None
-        if watch.task or len(run.state) == 1:
-            states = [state for state, _, _ in run.stretches(first, count)]
+        if not watched.is_run or len(run.state) == 1:
+            states = _states(run, watched)
             task_state = PUBLIC[max(states, key=lambda state: (state not in FINAL, state != 7, state))]
             rows = self._history.latest(run.id, first, 1) if count == 1 else {}
             if first in rows:
@@ -238,7 +299,7 @@ class Queries:
         return tuple(failed)
 
     def _list(self, asked: msg.List) -> msg.Listed:
-        limit = max(1, min(asked.limit, MAX_PAGE))
+        limit = min(asked.limit, RUNS_PER_PAGE if asked.what == "runs" else TASKS_PER_PAGE)
         if asked.what == "workers":
             return msg.Listed(workers=tuple(self._workers()))
         if asked.what == "runs":
@@ -287,7 +348,7 @@ class Queries:
     def _show(self, asked: msg.Show) -> msg.Shown:
         run = self.run(asked.run)
         first, count = self.stretch(run, asked.task, asked.member)
-        rows, more = self._tasks(run, first, count, asked.cursor, max(1, min(asked.limit, MAX_PAGE)))
+        rows, more = self._tasks(run, first, count, asked.cursor, min(asked.limit, TASKS_PER_PAGE))
         return msg.Shown(_run_row(run), rows, more)
 
     def _tasks(
@@ -393,6 +454,16 @@ class Queries:
             slowest,
             self._process.memory_info().rss,
         )
+
+
+def _reply_unblessed(session: Session, answer: Answer, request: int, attachments: tuple[bytes, ...]) -> None:
+    session.send(send(msgspec.structs.replace(answer, durable=False), attachments, request, is_reply=True))
+
+
+def _states(run: Run, watched: Watched) -> set[TaskState]:
+    """The states that some of the tasks are in."""
+    first, end = watched.first, watched.first + watched.count
+    return {state for state in TaskState if run.state.find(state, first, end) >= 0}
 
 
 def _run_row(run: Run) -> msg.RunRow:

@@ -412,6 +412,7 @@ class Master:
             self.liveness.closed(session.worker)
 
     def session_drained(self, session: Session) -> None:
+        self.watchers.session_drained(session)
         self.followers.session_drained(session)
 
 

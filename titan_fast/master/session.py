@@ -53,7 +53,6 @@ class Session(asyncio.Protocol):
         """An ATTACH is here and its VERDICT not yet made: nothing overtakes it."""
         self.attached_at = 0
         """Position of the verdict: what follows it leaves after it."""
-        self.watches = 0
         self.choked = False
         """The peer does not drain what we wrote."""
         self.closed = False
@@ -254,6 +253,7 @@ class Session(asyncio.Protocol):
         """One write for all that may leave. True when something still waits for the disk."""
         if not self._out:
             return False
+        was_full = self.waiting_bytes > self.master.settings.limits.undrained // 4
         out, self._out = self._out, []
         ready = [frame for position, frame in out if position <= durable]
         if len(ready) < len(out):
@@ -261,6 +261,8 @@ class Session(asyncio.Protocol):
         self.waiting_bytes = sum(len(frame) for _, frame in self._out)
         if ready:
             self._write(b"".join(ready))
+        if was_full and self.waiting_bytes <= self.master.settings.limits.undrained // 4:
+            asyncio.get_running_loop().call_soon(self.master.session_drained, self)
         return bool(self._out) and not self.closed
 
     def _write(self, data: bytes) -> None:

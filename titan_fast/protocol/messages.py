@@ -483,6 +483,8 @@ class KvValue(WithAttachments, frozen=True, omit_defaults=True, kw_only=True):
     """Of its last change."""
     expires_at: Wall = 0.0
     """0: never."""
+    durable: bool = True
+    """False: the store is stuck, and a crash now would undo what is shown."""
 
 
 class KvSet(WithAttachments, frozen=True, omit_defaults=True, kw_only=True):
@@ -521,6 +523,8 @@ class KvRow(msgspec.Struct, frozen=True):
 class KvListed(Message, frozen=True, omit_defaults=True):
     keys: tuple[KvRow, ...]
     next: str = ""
+    durable: bool = True
+    """False: the store is stuck, and a crash now would undo what is shown."""
 
 
 class ArtifactPublish(Message, frozen=True, omit_defaults=True, kw_only=True):
@@ -551,6 +555,8 @@ class ArtifactFile(msgspec.Struct, frozen=True):
 class ArtifactListed(Message, frozen=True, omit_defaults=True):
     artifacts: tuple[ArtifactFile, ...]
     next: str = ""
+    durable: bool = True
+    """False: the store is stuck, and a crash now would undo what is shown."""
 
 
 class Drop(Message, frozen=True, omit_defaults=True):

@@ -42,6 +42,9 @@ REACTIONS: dict[type[ev.Event], Callable[[State, Any, Outbox], None]] = {
     ev.StopRequested: workers.on_stop_requested,
 }
 
+REVISION_GAP = 10_000
+"""Revisions of keys that a restart passes over."""
+
 ALARMS: dict[str, Callable[..., None]] = {
     "due": tasks.delay_is_over,
     "unpin": placement.unpin,
@@ -96,7 +99,8 @@ class Scheduler:
         runs: Iterable[RunRecord],
     ) -> None:
         """Go on from what a store knows; after `advance`, before anything else."""
-        self.state.next_run, self.state.revision = next_run, revision
+        # Whoever was shown a revision that was lost with a crash must not meet it again under another value.
+        self.state.next_run, self.state.revision = next_run, revision + REVISION_GAP if revision else 0
         recovery.restore(self.state, workers, keys, runs, self._out)
 
     def begin_epoch(self, epoch: int) -> None:

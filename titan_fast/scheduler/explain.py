@@ -179,7 +179,10 @@ def _ended(state: State, run: Run, index: int) -> tuple[str, str]:
     if value is S.CANCELLED:
         return f"was cancelled ({reason})", f"titan-fast retry {task}"
     if value is S.DEAD:
-        return f"took {run.crashes.get(index, 0)} workers with it and is not tried again", f"titan-fast logs {task}"
+        return (
+            f"took {run.crashes.get(index, 0)} workers with it and is not tried again",
+            f"titan-fast dlq retry {task}",
+        )
     return f"failed: {reason}", f"titan-fast logs {task}"
 
 

@@ -184,7 +184,7 @@ class ArtifactPublished(Fact, frozen=True, tag="artifact_published"):
     version: int = 1
     key: Key = NO_KEY
     run: int = 0
-    """Whose result it is, and goes with; 0: nobody's, it stays."""
+    """Whose result it is, named RUN/TASK, and goes with it. 0: somebody's, whatever its name: it stays."""
 
 
 FACTS = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from titan_fast.ids import make_fence
+from titan_fast.master.store.base import Pruned, Store
 from titan_fast.model.spec import GraphSpec, TaskSpec, Work
 from titan_fast.scheduler.facts import (
     NO_KEY,
@@ -14,6 +15,7 @@ from titan_fast.scheduler.facts import (
     KvChanged,
     RunAccepted,
     RunEnded,
+    RunsForgotten,
     WorkerRegistered,
 )
 
@@ -71,5 +73,18 @@ def kv(name: str, value: bytes | None, revision: int, *, key: Key = NO_KEY, expi
     return KvChanged(13.0 + revision, name, value, revision, expires_at, key=key)
 
 
-def published(name: str, digest: str = ARTIFACT, *, at: float = 14.0, key: Key = NO_KEY) -> ArtifactPublished:
-    return ArtifactPublished(at, name, digest, len(name), key=key)
+def published(
+    name: str, digest: str = ARTIFACT, *, at: float = 14.0, key: Key = NO_KEY, run: int = 0
+) -> ArtifactPublished:
+    return ArtifactPublished(at, name, digest, len(name), key=key, run=run)
+
+
+def forgotten(*runs: int) -> RunsForgotten:
+    return RunsForgotten(15.0, runs)
+
+
+def forget(store: Store, keep_runs: int = 0, older_than: float = 0.0, epoch: int = 1) -> Pruned:
+    """As a master does it whose core lets everything go that the store calls old."""
+    old = store.outdated(keep_runs, older_than, 0, 1000)
+    store.commit(epoch, [forgotten(*(head.id for head in old))])
+    return store.prune(10.0)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from samples import ARTIFACT, PROJECT, accepted, ended, kv, published, registered, run_ended
+from samples import ARTIFACT, PROJECT, accepted, ended, forget, forgotten, kv, published, registered, run_ended
 
 from titan_fast.ids import make_fence
 from titan_fast.master.store.base import ArtifactRow, AttemptRow, Fenced, Pruned, RunHead, Store
@@ -134,7 +134,7 @@ def test_numbers_are_never_given_twice(another: Another) -> None:
     store.open()
     assert (store.load().next_run, store.load().revision) == (1, 0)
     store.commit(1, [accepted(1), run_ended(1), accepted(2), run_ended(2), kv("k", b"v", 5), kv("k", None, 6)])
-    store.prune(0, 0.0, 10.0)
+    forget(store)
     again = another()
     again.open()
     assert again.run(2) is None
@@ -276,7 +276,7 @@ def test_files_that_something_names_are_known(store: Store) -> None:
     assert store.digests() == {PROJECT, ARTIFACT, "ef" * 32}
     store.commit(1, [published("b"), run_ended(1)])
     assert store.digests() == {PROJECT, ARTIFACT}
-    store.prune(0, 0.0, 10.0)
+    forget(store)
     assert store.digests() == {ARTIFACT}
 
 
@@ -318,42 +318,98 @@ def finish(store: Store, runs: range) -> None:
 def test_the_newest_finished_runs_are_kept(store: Store) -> None:
     finish(store, range(1, 8))
     store.commit(1, [accepted(8), ended(8, [0])])
-    pruned = store.prune(3, 0.0, 10.0)
-    assert (sorted(pruned.runs), pruned.is_done) == ([1, 2, 3, 4], True)
+    assert store.numbers() == set(range(1, 9))
+    assert forget(store, 3) == Pruned([1, 2, 3, 4], True)
+    assert store.numbers() == {5, 6, 7, 8}
     assert [head.id for head in store.runs(100, 10)] == [7, 6, 5]
     assert store.run(4) is None
     assert store.attempts(4, 1) == [] and store.result(4, 1) == b""
     assert store.result(5, 1) == b"result 1"
     assert unfinished(store) == [8]
-    assert store.prune(3, 0.0, 10.0).runs == []
+    assert forget(store, 3) == Pruned([], True)
 
 
 def test_runs_that_finished_long_ago_are_forgotten(store: Store) -> None:
     finish(store, range(1, 8))
     store.commit(1, [accepted(8, at=1.0)])
-    assert sorted(store.prune(100, 3.0, 10.0).runs) == [1, 2]
+    assert forget(store, 100, 3.0).runs == [1, 2]
     assert [head.id for head in store.runs(100, 10)] == [7, 6, 5, 4, 3]
     assert unfinished(store) == [8], "an unfinished run is never too old"
+
+
+def test_what_ought_to_go_is_told_in_pages_and_nothing_goes_by_that(store: Store) -> None:
+    finish(store, range(1, 8))
+    store.commit(1, [accepted(8)])
+    listed = store.runs(100, 10)
+    assert store.outdated(2, 0.0, 0, 3) == listed[:3:-1]
+    assert [head.id for head in store.outdated(2, 0.0, 3, 3)] == [4, 5]
+    assert [head.id for head in store.outdated(100, 3.0, 0, 9)] == [1, 2]
+    assert store.outdated(2, 0.0, 5, 3) == store.outdated(7, 1.0, 0, 9) == []
+    assert store.prune(10.0) == Pruned([], True)
+    assert store.runs(100, 10) == listed
+
+
+@pytest.mark.parametrize("is_one_commit", [True, False])
+def test_a_run_is_forgotten_or_retried_and_what_came_first_counts(another: Another, is_one_commit: bool) -> None:
+    """The core forgets no run that goes on, and opens none that it forgot; were it otherwise, the state could be read
+    all the same."""
+    store = another()
+    store.open()
+    finish(store, range(1, 3))
+    reopened = [TasksReopened(14.0, run, ((0, 1),), key=Key("again", run)) for run in (1, 2)]
+    facts = [forgotten(1), reopened[0], reopened[1], forgotten(2), TasksSettled(16.0, 2, 0, 1, "SKIPPED", "when")]
+    for group in [facts] if is_one_commit else [[fact] for fact in facts]:
+        store.commit(1, group)
+    assert store.prune(10.0) == Pruned([1], True)
+    again = another()
+    again.open()
+    (record,) = again.load().runs
+    assert record.accepted == accepted(2, key=Key("client", 2))
+    assert record.happened[-2:] == [reopened[1], facts[-1]]
+    assert (again.run(1), again.runs(100, 10)) == (None, [])
+    store = again
+    store.commit(2, [run_ended(2)])
+    assert [head.id for head in store.outdated(0, 0.0, 0, 9)] == [2]
+
+
+def test_all_of_a_short_life_in_one_commit_is_gone(another: Another) -> None:
+    store = another()
+    store.open()
+    life = [accepted(1), ended(1, range(4)), run_ended(1, state="FAILED", dead=1), TasksReopened(13.0, 1, ((0, 1),))]
+    store.commit(1, [*life, run_ended(1, at=20.0), forgotten(1), accepted(2), run_ended(2)])
+    assert store.prune(10.0) == Pruned([1], True)
+    again = another()
+    again.open()
+    assert [head.id for head in again.runs(100, 10)] == [2]
+    assert again.load().next_run == 3
 
 
 def test_results_that_are_files_go_with_their_run(store: Store) -> None:
     finish(store, range(1, 3))
     finish(store, range(10, 11))
-    names = ["1", "1/a", "1/part[0]", "1/\U0010ffff", "10/a", "1.5", "10", "2/a", "of 1/a"]
-    store.commit(1, [published(name) for name in names])
-    assert store.prune(2, 0.0, 10.0).runs == [1]
-    left = [row.name for row in store.artifacts("", "", 99)]
-    assert left == sorted(set(names) - {"1/a", "1/part[0]", "1/\U0010ffff"})
-    store.commit(1, [published("2/b", "ef" * 32)])
+    results = {"1/a": 1, "1/part[0]": 1, "1/\U0010ffff": 1, "10/a": 10, "2/a": 2}
+    store.commit(1, [published(name, run=run) for name, run in results.items()])
+    assert forget(store, 2).runs == [1]
+    assert [row.name for row in store.artifacts("", "", 99)] == ["10/a", "2/a"]
+    store.commit(1, [published("2/b", "ef" * 32, run=2)])
     assert "ef" * 32 in store.digests()
-    store.prune(0, 0.0, 10.0)
-    assert store.digests() == {ARTIFACT} and store.artifact("2/b") is None
+    forget(store)
+    assert store.digests() == set() and store.artifacts("", "", 99) == []
+
+
+def test_what_a_user_named_like_a_result_is_his_and_stays(store: Store) -> None:
+    finish(store, range(1, 3))
+    mine = ["1", "1/", "1/mine", *(f"1/x{number}" for number in range(1000)), "1/z", "10/a", "2/a", "of 1/a"]
+    store.commit(1, [published(name) for name in mine])
+    store.commit(1, [published("1/y", run=1), published("1/z", run=1), published("1/a", run=1), published("1/z")])
+    assert forget(store).runs == [1, 2]
+    assert [row.name for row in store.artifacts("", "", 2000)] == sorted(mine), "1/z was named by him last"
 
 
 def test_any_number_of_files_goes_with_a_run(store: Store) -> None:
     finish(store, range(1, 2))
-    store.commit(1, [published(f"1/part[{member}]") for member in range(1000)])
-    assert store.prune(0, 0.0, 10.0) == Pruned([1], True)
+    store.commit(1, [published(f"1/part[{member}]", run=1) for member in range(1000)])
+    assert forget(store) == Pruned([1], True)
     assert store.artifacts("", "", 99) == []
 
 
@@ -361,9 +417,11 @@ def test_forgetting_goes_on_where_it_stopped(another: Another) -> None:
     store = another()
     store.open()
     finish(store, range(1, 200))
+    store.commit(1, [forgotten(*range(1, 200))])
+    assert store.runs(1000, 1000) == [], "out of sight at once"
     gone: list[int] = []
     epoch = 1
-    while not (pruned := store.prune(0, 0.0, 0.001)).is_done:
+    while not (pruned := store.prune(0.001)).is_done:
         gone += pruned.runs
         store = another()
         epoch = store.open().epoch
@@ -379,7 +437,7 @@ def test_replies_stay_for_a_day_and_an_hour_after_their_run(store: Store, clock:
 
     def replies_at(now: float) -> tuple[int | None, int | None]:
         clock.now = now  # type: ignore[attr-defined]
-        assert store.prune(0, 0.0, 10.0).is_done
+        assert forget(store).is_done
         return store.reply(Key("c", 1)), store.reply(Key("c", 2))
 
     assert replies_at(DAY - 1) == (1, 9)

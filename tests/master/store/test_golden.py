@@ -10,8 +10,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from samples import forget
 
-from titan_fast.master.store.base import ArtifactRow, AttemptRow, RunHead
+from titan_fast.master.store.base import ArtifactRow, AttemptRow, Pruned, RunHead
 from titan_fast.master.store.sqlite import SqliteStore
 from titan_fast.model.spec import Affinity, GraphSpec, Retry, TaskSpec, Work
 from titan_fast.scheduler.facts import (
@@ -179,5 +180,5 @@ def test_names_and_answers_are_all_there(store: SqliteStore) -> None:
 def test_it_can_be_gone_on_with(store: SqliteStore) -> None:
     store.commit(3, [RunEnded(AT + 20, 2, "CANCELLED", "", 0.0, {"CANCELLED": 3000})])
     assert [run.id for run in store.runs(99, 9)] == [2, 1]
-    assert store.prune(0, 0.0, 10.0).is_done
+    assert forget(store, epoch=3) == Pruned([1, 2], True)
     assert [record.accepted.run for record in store.load().runs] == [3]

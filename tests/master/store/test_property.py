@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import accepted, ended, kv, published, registered, run_ended
+from samples import accepted, ended, forget, kv, published, registered, run_ended
 
 from titan_fast.ids import make_fence
 from titan_fast.master.store.base import Store
@@ -27,7 +27,7 @@ from titan_fast.scheduler.facts import (
 RUNS = range(1, 5)
 TASKS = 2500
 STATES = ("COMPLETED", "FAILED", "PENDING", "DEAD")
-NAMES = ("", "a", "a/b", "ab", "b\0", "é")
+NAMES = ("", "a", "a/b", "ab", "b\0", "é", "1/a", "1/b", "2/a")
 
 runs = st.sampled_from(RUNS)
 names = st.sampled_from(NAMES)
@@ -87,6 +87,12 @@ facts = st.one_of(
         moments,
         keys,
     ),
+    st.builds(
+        lambda run, digest, at: published(f"{run}/a", digest * 32, at=at, run=run),
+        runs,
+        st.sampled_from(["aa", "bb"]),
+        moments,
+    ),
 )
 
 
@@ -127,7 +133,10 @@ def test_both_stores_tell_the_same(groups: list[list[Fact]], keep: int) -> None:
         for store in again:
             store.open()
             assert told(store) == expected
-        gone = [sorted(store.prune(keep, 5e9, 10.0).runs) for store in again]
+        gone = [sorted(forget(store, keep, 5e9, epoch=2).runs) for store in again]
         assert gone[0] == gone[1]
+        assert told(again[0]) == told(again[1])
+        for store in again:
+            store.commit(2, [fact for run in RUNS for fact in (TasksReopened(1.5, run, ((0, 1),)), run_ended(run))])
         assert told(again[0]) == told(again[1])
         again[1].close()

@@ -9,7 +9,7 @@ from pathlib import Path
 import apsw
 import msgspec
 import pytest
-from samples import accepted, ended, kv, run_ended
+from samples import accepted, ended, forget, forgotten, kv, run_ended
 
 from titan_fast.errors import StateLocked, StoreFailed, StoreTooNew
 from titan_fast.master.store import rows, schema, sqlite
@@ -124,7 +124,7 @@ def test_a_state_of_the_same_epoch_that_is_not_ours_is_not_written_to(store: Sql
     with pytest.raises(Fenced):
         store.commit(1, [accepted(1)])
     with pytest.raises(Fenced):
-        store.prune(0, 0.0, 1.0)
+        store.prune(1.0)
     with pytest.raises(Fenced):
         store.tidy(1.0)
 
@@ -194,10 +194,10 @@ def test_a_large_graph_is_a_file_beside_the_database_until_nobody_names_it(store
     assert body.stat().st_size > rows.LARGE
     assert [record.accepted for record in store.load().runs] == [large, again, accepted(3)], "one file for both runs"
     store.commit(1, [run_ended(1)])
-    store.prune(0, 0.0, 10.0)
+    forget(store)
     assert store.run(2).accepted == again
     store.commit(1, [run_ended(2)])
-    store.prune(0, 0.0, 10.0)
+    forget(store)
     assert list((folder / "bodies").iterdir()) == []
 
 
@@ -217,7 +217,7 @@ def test_files_that_a_killed_master_left_are_removed(store: SqliteStore, folder:
     (named,) = (folder / "bodies").iterdir()
     (folder / "bodies" / ("0" * 64)).write_bytes(b"never named")
     (folder / "bodies" / f"{named.name}.part").write_bytes(b"never finished")
-    store.prune(9, 0.0, 10.0)
+    store.prune(10.0)
     assert list((folder / "bodies").iterdir()) == [named]
 
 
@@ -252,17 +252,17 @@ def test_a_run_that_is_forgotten_while_it_is_read_is_whole_or_gone(
     store.commit(1, [fact, ended(1, range(4)), run_ended(1)])
     fetch, read = schema.fetch, Bodies.read
 
-    def forget() -> None:
-        assert store.prune(0, 0.0, 10.0).is_done
+    def forget_it() -> None:
+        assert forget(store).is_done
 
     def fetched(connection: apsw.Connection, sql: str, *values: object) -> list[tuple[object, ...]]:
         if sql.startswith(moment) and connection is store._read:
-            forget()
+            forget_it()
         return fetch(connection, sql, *values)
 
     def body(bodies: Bodies, digest: str) -> bytes:
         if moment == "SELECT 1":
-            forget()
+            forget_it()
         return read(bodies, digest)
 
     monkeypatch.setattr(sqlite, "fetch", fetched)
@@ -300,7 +300,8 @@ def test_space_of_forgotten_runs_goes_back_to_the_disk(store: SqliteStore, folde
     store.tidy(0.001)
     grown = (folder / schema.FILE).stat().st_size
     assert grown > 9_000_000
-    while not store.prune(0, 0.0, 0.001).is_done:
+    store.commit(1, [forgotten(1)])
+    while not store.prune(0.001).is_done:
         pass
     while store.tidy(0.001):
         pass
@@ -367,6 +368,7 @@ KINDS = (
     "kv_changed",
     "run_accepted",
     "run_ended",
+    "runs_forgotten",
     "tasks_dropped",
     "tasks_reopened",
     "tasks_settled",
@@ -382,4 +384,4 @@ def test_a_commit_of_any_facts_is_one_statement(store: SqliteStore) -> None:
     store._write.trace_v2(apsw.SQLITE_TRACE_PROFILE, lambda event: statements.append(event["sql"]))
     facts = [accepted(1, tasks=9000), kv("k", b"v", 1), *(ended(1, range(n, n + 2000, 7)) for n in range(100))]
     store.commit(1, [*facts, run_ended(1)])
-    assert statements == ["INSERT INTO door VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"]
+    assert statements == ["INSERT INTO door VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"]

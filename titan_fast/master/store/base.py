@@ -94,7 +94,7 @@ class Pruned(msgspec.Struct, frozen=True):
     runs: Sequence[int]
     """Gone for good with this slice: their logs may go too."""
     is_done: bool
-    """Nothing is left that should go."""
+    """Nothing is left of what was forgotten."""
 
 
 class Store(Protocol):
@@ -154,9 +154,19 @@ class Store(Protocol):
     def digests(self) -> set[str]:
         """Addresses of all files that something in the store names (projects, artifacts): the others may go."""
 
-    def prune(self, keep_runs: int, older_than: float, seconds: float) -> Pruned:
-        """Forget finished runs beyond the newest ``keep_runs`` or finished before ``older_than`` (wall clock), and
-        replies and epochs nobody needs any more; stop after about ``seconds``. By the committer's thread."""
+    # The rest is care; all but `backup` by the committer's thread.
+
+    def outdated(self, keep_runs: int, older_than: float, after: int, limit: int) -> list[RunHead]:
+        """Finished runs beyond the newest ``keep_runs`` or finished before ``older_than`` (wall clock) with numbers
+        above ``after``, oldest first. Whether they go is the core's to say: that is a fact like any other, and so
+        comes before or after a retry and never between its halves."""
+
+    def numbers(self) -> set[int]:
+        """Of all runs, finished or not."""
+
+    def prune(self, seconds: float) -> Pruned:
+        """Remove what forgotten runs left behind, and replies and epochs nobody needs any more, for about
+        ``seconds``."""
 
     def tidy(self, seconds: float) -> bool:
         """Give space back, fold small rows, checkpoint, for about ``seconds``; True when there is more to do."""

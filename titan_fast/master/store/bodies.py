@@ -43,10 +43,10 @@ class Bodies:
             raise StoreFailed(f"{place} is damaged", hint="restore a backup")
         return body
 
-    def sweep(self, named: set[str]) -> bool:
-        """Remove what nobody names, unless somebody is copying; True when that is done."""
+    def sweep(self, named: set[str]) -> None:
+        """Remove what nobody names. Not while somebody is copying: then ``has_strays`` stays, for the next time."""
         if not self.stay.acquire(blocking=False):
-            return False
+            return
         try:
             for place in self.folder.iterdir() if self.folder.exists() else ():
                 if place.name not in named:
@@ -54,7 +54,6 @@ class Bodies:
         finally:
             self.stay.release()
         self.has_strays = False
-        return True
 
 
 def write_safely(place: Path, content: bytes) -> None:

@@ -25,6 +25,7 @@ from titan_fast.scheduler.facts import (
     RunAccepted,
     RunEnded,
     RunRecord,
+    RunsForgotten,
     TasksDropped,
     TasksReopened,
     TasksSettled,
@@ -89,6 +90,8 @@ class _Committed:
         """(number in the answer, run or 0, when)."""
         self.forgotten: dict[int, float] = {}
         """When runs had finished that are gone."""
+        self.gone: list[int] = []
+        """Those of them that nobody was told of."""
 
     def add(self, fact: Fact) -> None:
         match fact:
@@ -100,9 +103,12 @@ class _Committed:
             case AttemptsRunning() | TasksSettled() | CancelAsked() | TasksDropped():
                 self.runs[fact.run].happened.append(fact)
             case RunEnded() | TasksReopened():
-                run = self.runs[fact.run]
-                run.happened.append(fact)
-                run.end = fact if isinstance(fact, RunEnded) else None
+                if fact.run in self.runs:
+                    run = self.runs[fact.run]
+                    run.happened.append(fact)
+                    run.end = fact if isinstance(fact, RunEnded) else None
+            case RunsForgotten():
+                self._forget(fact)
             case WorkerRegistered():
                 self.workers.pop(fact.worker, None)
                 self.workers[fact.worker] = fact
@@ -119,6 +125,13 @@ class _Committed:
         if answer is not None:
             key, number, of_run = answer
             self.replies[key] = (number, of_run, fact.at)
+
+    def _forget(self, fact: RunsForgotten) -> None:
+        known = {number: run.end.at for number in fact.runs if (run := self.runs.get(number)) and run.end}
+        self.runs = {number: run for number, run in self.runs.items() if number not in known}
+        self.artifacts = {name: made for name, made in self.artifacts.items() if made.run not in known}
+        self.forgotten |= known
+        self.gone += known
 
 
 class MemoryStore:
@@ -210,17 +223,19 @@ class MemoryStore:
         projects = {run.accepted.graph.project for run in kept.runs.values()}
         return {fact.digest for fact in kept.artifacts.values()} | projects - {""}
 
-    def prune(self, keep_runs: int, older_than: float, seconds: float) -> Pruned:
+    def outdated(self, keep_runs: int, older_than: float, after: int, limit: int) -> list[RunHead]:
+        heads = [head for _, run in sorted(self._kept.runs.items()) if (head := run.head())]
+        surplus = len(heads) - keep_runs
+        old = [head for place, head in enumerate(heads) if place < surplus or head.finished_at < older_than]
+        return [head for head in old if head.id > after][:limit]
+
+    def numbers(self) -> set[int]:
+        return set(self._kept.runs)
+
+    def prune(self, seconds: float) -> Pruned:
         """All of it at once: nothing here takes long."""
         kept, now = self._kept, self._clock()
-        finished = [(number, run.end.at) for number, run in sorted(kept.runs.items()) if run.end]
-        surplus = len(finished) - keep_runs
-        gone = [number for place, (number, at) in enumerate(finished) if place < surplus or at < older_than]
-        for number in gone:
-            del kept.runs[number]
-        results = tuple(f"{number}/" for number in gone)
-        kept.artifacts = {name: fact for name, fact in kept.artifacts.items() if not name.startswith(results)}
-        kept.forgotten |= {number: at for number, at in finished if number not in kept.runs}
+        gone, kept.gone = kept.gone, []
         kept.forgotten = {number: at for number, at in kept.forgotten.items() if at > now - KEEP_AFTER_RUN}
         kept.replies = {
             key: reply

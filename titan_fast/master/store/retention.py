@@ -6,8 +6,11 @@ Knows the tables, and nothing of who holds the connection or when there is time.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import cast
 
 import apsw
+import orjson
 
 from titan_fast.master.store import rows
 from titan_fast.master.store.schema import fetch
@@ -29,13 +32,19 @@ _FOLD_BYTES = 4 << 20
 """unless this many bytes would have to be read and written for it."""
 
 
-def prune(
-    db: apsw.Connection, keep_runs: int, older_than: float, now: float, deadline: float
-) -> tuple[list[int], bool]:
+def doom(db: apsw.Connection, runs: Sequence[int]) -> None:
+    """Finished runs vanish from every listing; what they leave behind is deleted bit by bit."""
+    numbers = orjson.dumps(runs).decode()
+    chosen = "FROM runs WHERE state <> '' AND number IN (SELECT value FROM json_each(?))"
+    db.execute(f"INSERT INTO forgotten (number, finished_at) SELECT number, finished_at {chosen}", (numbers,))
+    db.execute(f"DELETE {chosen}", (numbers,))
+
+
+def prune(db: apsw.Connection, now: float, deadline: float) -> tuple[list[int], bool]:
     """One slice of forgetting; ``deadline`` is monotonic. Returns (runs gone for good, nothing is left to do)."""
     gone: list[int] = []
     while time.monotonic() < deadline:
-        if not (_doom(db, keep_runs, older_than) or _empty_one(db, gone) or _old_replies(db, now)):
+        if not (_empty_one(db, gone) or _old_replies(db, now)):
             db.execute("DELETE FROM forgotten WHERE emptied AND finished_at <= ?", (now - KEEP_AFTER_RUN,))
             db.execute(
                 "DELETE FROM epochs WHERE epoch <= (SELECT epoch FROM epochs ORDER BY epoch DESC LIMIT 1 OFFSET ?)",
@@ -43,20 +52,6 @@ def prune(
             )
             return gone, True
     return gone, False
-
-
-def _doom(db: apsw.Connection, keep_runs: int, older_than: float) -> bool:
-    """Runs vanish from every listing first; what they leave behind is deleted bit by bit."""
-    db.execute(
-        "INSERT INTO forgotten (number, finished_at) SELECT number, finished_at FROM runs WHERE state <> '' AND "
-        "(finished_at < ? OR number <= "
-        "(SELECT number FROM runs WHERE state <> '' ORDER BY number DESC LIMIT 1 OFFSET ?)) LIMIT ?",
-        (older_than, keep_runs, _STRIDE),
-    )
-    if not db.changes():
-        return False
-    db.execute("DELETE FROM runs WHERE number IN (SELECT number FROM forgotten WHERE NOT emptied)")
-    return True
 
 
 def _empty_one(db: apsw.Connection, gone: list[int]) -> bool:
@@ -82,14 +77,17 @@ def _empty_one(db: apsw.Connection, gone: list[int]) -> bool:
 
 
 def _unname(db: apsw.Connection, run: int) -> bool:
-    """A few artifacts that are results of this run; False: none are left."""
-    first, end = f"{run}/", f"{run}0"  # "0" comes right after "/"
-    db.execute(
-        "DELETE FROM named WHERE (kind, name) IN "
-        "(SELECT kind, name FROM named WHERE kind = ? AND name >= ? AND name < ? LIMIT ?)",
-        (rows.KIND[ArtifactPublished], first, end, _STRIDE),
-    )
-    return db.changes() > 0
+    """A few artifacts that are results of this run; False: none are left. What users gave such a name stays."""
+    kind, after, end = rows.KIND[ArtifactPublished], f"{run}/", f"{run}0"  # "0" comes right after "/"
+    sql = "SELECT name, version, data FROM named WHERE kind = ? AND name > ? AND name < ? ORDER BY name LIMIT ?"
+    while page := fetch(db, sql, kind, after, end, _STRIDE):
+        facts = [cast(ArtifactPublished, rows.decode(kind, version, data)) for _, version, data in page]
+        results = [fact.name for fact in facts if fact.run == run]
+        if results:
+            db.executemany("DELETE FROM named WHERE kind = ? AND name = ?", [(kind, name) for name in results])
+            return True
+        after = page[-1][0]
+    return False
 
 
 def _old_replies(db: apsw.Connection, now: float) -> bool:

@@ -30,6 +30,7 @@ from titan_fast.scheduler.facts import (
     KvChanged,
     RunAccepted,
     RunEnded,
+    RunsForgotten,
     TasksDropped,
     TasksReopened,
     TasksSettled,
@@ -357,6 +358,9 @@ class Batch:
         """Files to be written first: address -> content."""
         self.recount: set[int] = set()
         """Runs whose DEAD tasks have to be counted again."""
+        self.forgotten: list[int] = []
+        """Runs that go when all the rows are there."""
+        self._headlines: dict[int, tuple[str, int, float, bool, bytes]] = {}
         self._named: dict[tuple[str, str], tuple[int, Fact | None]] = {}
 
     @property
@@ -366,6 +370,13 @@ class Batch:
     def blob(self) -> bytes:
         """What the rows' blobs are cut from."""
         return self._blobs.joined()
+
+    def headlines(self) -> Rows:
+        """What was last said of the end of each run, or that it goes on."""
+        rows = Rows(self._blobs)
+        for run, headline in self._headlines.items():
+            rows.add(run, *headline)
+        return rows
 
     def named(self) -> Rows:
         """The last fact about each name (worker, key, artifact); without data when the name is gone."""
@@ -398,6 +409,8 @@ class Batch:
             case AttemptsRunning() | TasksSettled() | CancelAsked() | TasksReopened() | TasksDropped() | RunEnded():
                 self._journal(place, fact, _encode(fact))
                 self._headline(fact)
+            case RunsForgotten():
+                self.forgotten.extend(fact.runs)
             case _:
                 raise TypeError(f"no row for {type(fact).__name__}")
         answer = answer_of(fact)
@@ -416,7 +429,7 @@ class Batch:
             data, digest = _encode(hollow), sha256(body).hexdigest()
             self.bodies[digest] = body
         self._journal(place, fact, data)
-        self.runs.add(fact.run, "", 0, 0.0, fact.graph.project, digest, 0, _encode(begun(fact)), b"")
+        self.runs.add(fact.run, fact.graph.project, digest, _encode(begun(fact)))
         self.last_run = max(self.last_run, fact.run)
 
     def _headline(self, fact: RunFact) -> None:
@@ -424,20 +437,21 @@ class Batch:
             case RunEnded():
                 dead = fact.counts.get("DEAD", 0)
                 is_small = sum(fact.counts.values()) <= SMALL
-                self.runs.add(fact.run, fact.state, dead, fact.at, "", "", is_small, b"", _encode(ended(fact)))
+                self._headlines[fact.run] = fact.state, dead, fact.at, is_small, _encode(ended(fact))
                 if dead:
                     self.recount.add(fact.run)
             case TasksReopened():
-                self.runs.add(fact.run, "", 0, 0.0, "", "", 0, b"", b"")
+                self._headlines[fact.run] = "", 0, 0.0, False, b""
             case TasksDropped():
                 self.recount.add(fact.run)
 
 
 def batches(facts: Sequence[Fact]) -> Iterator[Batch]:
-    """The facts in order, cut where a statement would grow too large; nearly always one batch."""
+    """The facts in order, cut where a statement would grow too large and where runs were forgotten; nearly always one
+    batch."""
     batch = Batch()
     for fact in facts:
-        if batch.size > MAX_BATCH:
+        if batch.size > MAX_BATCH or batch.forgotten:
             yield batch
             batch = Batch()
         batch.add(fact)

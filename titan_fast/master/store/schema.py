@@ -109,7 +109,7 @@ CREATE INDEX unemptied ON forgotten (number) WHERE NOT emptied;
 
 DOOR = """
 CREATE TEMP VIEW door AS SELECT 0 AS epoch, 0 AS nonce, 0 AS facts, 0 AS last_run, 0 AS revision, 0 AS journal,
-    0 AS outcomes, 0 AS runs, 0 AS named, 0 AS replies, 0 AS bytes;
+    0 AS outcomes, 0 AS runs, 0 AS headlines, 0 AS named, 0 AS replies, 0 AS bytes;
 
 CREATE TEMP TRIGGER through_the_door INSTEAD OF INSERT ON door BEGIN
     SELECT raise(ABORT, 'fenced') WHERE NOT EXISTS
@@ -126,11 +126,12 @@ CREATE TEMP TRIGGER through_the_door INSTEAD OF INSERT ON door BEGIN
         FROM json_each(NEW.outcomes);
 
     INSERT INTO runs
-        SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, value->>6,
-            substr(NEW.bytes, value->>7, value->>8), substr(NEW.bytes, value->>9, value->>10)
-        FROM json_each(NEW.runs) WHERE true
-        ON CONFLICT (number) DO UPDATE SET state = excluded.state, dead = excluded.dead,
-            finished_at = excluded.finished_at, folded = excluded.folded, ended = excluded.ended;
+        SELECT value->>0, '', 0, 0.0, value->>1, value->>2, 0, substr(NEW.bytes, value->>3, value->>4), x''
+        FROM json_each(NEW.runs);
+
+    UPDATE runs SET state = value->>1, dead = value->>2, finished_at = value->>3, folded = value->>4,
+            ended = substr(NEW.bytes, value->>5, value->>6)
+        FROM json_each(NEW.headlines) WHERE number = value->>0;
 
     DELETE FROM named WHERE (kind, name) IN (SELECT value->>0, value->>1 FROM json_each(NEW.named));
     INSERT INTO named

@@ -1,8 +1,8 @@
 """The durable store: one SQLite file in WAL mode, and large graphs as files beside it.
 
-Two connections, because a reader must not wait for a writer's disk: `commit`, `raise_epoch`, `prune` and `tidy` belong
-to one thread (the committer's), everything that reads to one other (the loop's), `backup` to any. `open` and `close`
-are called while nothing else is under way. What a fact means is the scheduler's business.
+Two connections, because a reader must not wait for a writer's disk: `commit`, `raise_epoch` and all care but `backup`
+belong to one thread (the committer's), everything else that reads to one other (the loop's), `backup` to any. `open`
+and `close` are called while nothing else is under way. What a fact means is the scheduler's business.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MAX_INTEGER = (1 << 63) - 1
 
 N = TypeVar("N", WorkerRegistered, KvChanged, ArtifactPublished)
 
-_COMMIT = "INSERT INTO door VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_COMMIT = "INSERT INTO door VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _PIECES = "FROM outcomes WHERE run = ? AND block BETWEEN ? AND ? AND first <= ? AND last >= ?"
 
 
@@ -114,7 +114,7 @@ class SqliteStore:
         ((is_busy, _, _),) = fetch(db, "PRAGMA main.wal_checkpoint(TRUNCATE)")
         if is_busy:
             raise StateLocked(
-                f"another program has {self._path} open", hint="stop it (titan-fast status shows a running master)"
+                f"another program has {self._path} open", hint="stop it (titan-fast doctor shows a running master)"
             )
         # A checkpoint inside of a commit would make somebody wait for it: `tidy` does them.
         db.pragma("wal_autocheckpoint", 0)
@@ -140,11 +140,11 @@ class SqliteStore:
         batches = list(rows.batches(facts))
         if epoch != self._epoch:
             raise self._fenced()
-        with self._transaction(len(batches) > 1 or bool(batches[0].recount)):
+        with self._transaction(len(batches) > 1 or bool(batches[0].recount or batches[0].forgotten)):
             for batch in batches:
                 for digest, body in batch.bodies.items():
                     self._bodies.keep(digest, body)
-                named = batch.named().json()  # adds to the blob
+                headlines, named = batch.headlines().json(), batch.named().json()  # add to the blob
                 blob = batch.blob()
                 self._write.execute(
                     _COMMIT,
@@ -157,6 +157,7 @@ class SqliteStore:
                         batch.journal.json(),
                         batch.outcomes.json(),
                         batch.runs.json(),
+                        headlines,
                         named,
                         batch.replies.json(),
                         blob,
@@ -164,6 +165,8 @@ class SqliteStore:
                 )
                 for run in batch.recount:
                     self._count_dead(run)
+                if batch.forgotten:
+                    retention.doom(self._write, batch.forgotten)
                 # About; SQLite would tell through a callback, which has to wait for the interpreter in every commit.
                 self._log_pages += PAGES_OF_A_COMMIT + 2 * len(blob) // schema.PAGE
         if self._log_pages >= CHECKPOINT_NOW:
@@ -333,9 +336,7 @@ class SqliteStore:
                 dead,
                 limit,
             )
-        return [
-            rows.run_head(number, rows.decode_begun(begun), rows.decode_ended(ended)) for number, begun, ended in found
-        ]
+        return [_head(*row) for row in found]
 
     def reply(self, key: Key) -> int | None:
         with self._readable():
@@ -360,15 +361,33 @@ class SqliteStore:
 
     # ------------------------------------------------------------ care
 
-    def prune(self, keep_runs: int, older_than: float, seconds: float) -> Pruned:
+    def outdated(self, keep_runs: int, older_than: float, after: int, limit: int) -> list[RunHead]:
+        with self._readable():
+            found = fetch(
+                self._write,
+                "SELECT number, begun, ended FROM runs WHERE state <> '' AND number > ? AND (finished_at < ? OR number "
+                "<= (SELECT number FROM runs WHERE state <> '' ORDER BY number DESC LIMIT 1 OFFSET ?)) "
+                "ORDER BY number LIMIT ?",
+                after,
+                older_than,
+                keep_runs,
+                limit,
+            )
+        return [_head(*row) for row in found]
+
+    def numbers(self) -> set[int]:
+        with self._readable():
+            return {number for (number,) in fetch(self._write, "SELECT number FROM runs")}
+
+    def prune(self, seconds: float) -> Pruned:
         deadline = time.monotonic() + seconds
         with self._transaction():
             self._insist()
-            gone, is_done = retention.prune(self._write, keep_runs, older_than, self._clock(), deadline)
+            gone, is_done = retention.prune(self._write, self._clock(), deadline)
             self._bodies.has_strays |= bool(gone)
         if is_done and self._bodies.has_strays:
             with self._readable():
-                is_done = self._bodies.sweep(schema.bodies_of(self._write))
+                self._bodies.sweep(schema.bodies_of(self._write))
         return Pruned(gone, is_done)
 
     def tidy(self, seconds: float) -> bool:
@@ -426,6 +445,10 @@ def _range(run: int, first: int, count: int) -> tuple[int, int, int, int, int]:
     """Values for `_PIECES`."""
     last = first + count - 1
     return run, first // rows.BLOCK, last // rows.BLOCK, last, first
+
+
+def _head(number: int, begun: bytes, ended: bytes) -> RunHead:
+    return rows.run_head(number, rows.decode_begun(begun), rows.decode_ended(ended))
 
 
 def _artifact(fact: ArtifactPublished) -> ArtifactRow:

@@ -1,0 +1,298 @@
+"""What is asked while the disk is stuck, and what many watchers and followers cost: with a master in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+import pytest
+from master.test_promises import GRAPH, Peer, with_master
+
+from titan_fast.errors import TooLarge
+from titan_fast.master import queries, watch
+from titan_fast.master.queries import TASKS_PER_PAGE
+from titan_fast.model.spec import GraphSpec, TaskSpec, Work
+from titan_fast.protocol import messages as msg
+from titan_fast.protocol.opcodes import Op
+
+QUESTIONS = [
+    msg.List("runs"),
+    msg.Show(1),
+    msg.Explain(1),
+    msg.Stats(),
+    msg.KvGet("key"),
+    msg.KvList(),
+    msg.ArtifactList(),
+    msg.Watch(1, progress=True),
+]
+WORK = Work(argv=("true",))
+
+
+class Listener:
+    """In place of a session: keeps what it is told."""
+
+    def __init__(self, master):
+        self.master = master
+        self.closed = self.choked = False
+        self.waiting_bytes = 0
+        self.told = []
+
+    def reply(self, message, request, attachments=()):
+        self.told.append(message)
+
+    def send_when_durable(self, frame):
+        self.told.append(frame)
+
+
+async def submitted(master, graph=GRAPH):
+    client = await Peer.connect(master, "client")
+    client.say(msg.Submit(graph=graph))
+    run = (await client.next()).message.run
+    return client, run
+
+
+async def started(master):
+    """A client, a worker, and the run and fence of the task that runs there."""
+    worker = await Peer.connect(master, "worker")
+    await worker.attach()
+    client, run = await submitted(master)
+    while (incoming := await worker.next()).op is not Op.ASSIGN:
+        pass
+    fence = incoming.columns[6][0]
+    worker.say_hot(Op.STARTED, 0, ([run], [0], [0], [fence], [1], [1]))
+    return client, worker, run, fence
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+# ---------------------------------------------------------------- a stuck disk
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: type(question).__name__)
+def test_a_question_asked_as_a_commit_gets_stuck_is_answered_once_as_not_durable(tmp_path, monkeypatch, question):
+    monkeypatch.setattr(queries, "PATIENCE", 0.1)
+
+    async def scenario(master, store):
+        client, _ = await submitted(master)
+        store.gate.clear()
+        client.say(msg.KvSet(name="key"), (b"value",))
+        request = client.say(question)
+        answer = await client.next()
+        assert (answer.request, answer.message.durable) == (request, False)
+        if isinstance(question, msg.KvGet):
+            assert answer.attachments == (b"value",)
+        store.gate.set()
+        assert isinstance((await client.next()).message, msg.KvDone)
+        request = client.say(msg.Stats())
+        assert (await client.next()).request == request, "the question was answered once"
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: type(question).__name__)
+def test_an_answer_whose_commit_is_in_time_is_durable_and_the_only_one(tmp_path, monkeypatch, question):
+    monkeypatch.setattr(queries, "PATIENCE", 0.3)
+
+    async def scenario(master, store):
+        client, _ = await submitted(master)
+        store.gate.clear()
+        changed = client.say(msg.KvSet(name="key"), (b"value",))
+        request = client.say(question)
+        await until(lambda: master.queries._held)
+        store.gate.set()
+        assert [(await client.next()).request for _ in range(2)] == [changed, request]
+        await until(lambda: master.queries._timer is None)
+        last = client.say(msg.Stats())
+        answer = await client.next()
+        assert (answer.request, answer.message.durable) == (last, True)
+        assert not master.queries._held
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_that_a_run_has_ended_waits_for_the_disk_however_long_that_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr(queries, "PATIENCE", 0.1)
+
+    async def scenario(master, store):
+        client, worker, run, fence = await started(master)
+        store.gate.clear()
+        worker.say_hot(Op.RESULT, 1, ([run], [0], [0], [0], [0], [fence], [0], [1], [1], [0], [0]))
+        await until(lambda: master.queries.run(run).is_final)
+        client.say(msg.Watch(run))
+        client.say(msg.Watch(run, progress=True))
+        looks = (await client.next()).message
+        assert (looks.state, looks.durable, looks.final) == ("COMPLETED", False, False)
+        await client.hears_nothing()
+        store.gate.set()
+        ends = [(await client.next()).message for _ in range(2)]
+        assert [(end.state, end.durable, end.final) for end in ends] == [("COMPLETED", True, True)] * 2
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_a_follower_reads_no_further_while_much_waits_for_the_disk_and_misses_nothing(tmp_path, monkeypatch):
+    piece, pieces = 4096, 64
+
+    async def scenario(master, store):
+        client, worker, run, fence = await started(master)
+        limits = msgspec.structs.replace(master.settings.limits, undrained=1 << 16)
+        master.settings = msgspec.structs.replace(master.settings, limits=limits)
+        client.say(msg.Logs(run=run, task="t", follow=True))
+        client.say(msg.KvSet(name="a"), (b"1",))
+        assert isinstance((await client.next()).message, msg.KvDone)
+        store.gate.clear()
+        client.say(msg.KvSet(name="b"), (b"1",))
+        await until(lambda: master.pump.committer.stuck_for())
+        for number in range(pieces):
+            output = msg.Output(run=run, index=0, fence=fence, offset=number * piece, final=False, total=0)
+            worker.say(output, (bytes([number]) * piece,))
+        worker.say_hot(Op.HEARTBEAT, 5, ([0], [0], [0.0], [0]))
+        while (await worker.next()).op is not Op.HEARTBEAT:
+            pass
+        (session,) = (session for session in master.sessions if session.role == "client")
+        assert (1 << 14) < session.waiting_bytes < (1 << 14) + 2 * piece
+        store.gate.set()
+        got = b""
+        while len(got) < piece * pieces:
+            incoming = await client.next()
+            got += incoming.attachments[0] if isinstance(incoming.message, msg.Logged) else b""
+        assert got == b"".join(bytes([number]) * piece for number in range(pieces))
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_progress_is_not_told_while_much_waits_for_the_disk_and_is_caught_up_with_after(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "PROGRESS_INTERVAL", 0.0)
+
+    async def scenario(master, store):
+        _, run = await submitted(master)
+        slow, quick = Listener(master), Listener(master)
+        for listener in (slow, quick):
+            master.watchers.watch(listener, 1, msg.Watch(run, progress=True))
+        slow.waiting_bytes = master.settings.limits.undrained
+        for _ in range(3):
+            master.watchers.run_changed(run)
+            await until(lambda: master.watchers._timer is None)
+        assert (len(slow.told), len(quick.told)) == (1, 4)
+        slow.waiting_bytes = 0
+        for listener in (slow, quick):
+            master.watchers.session_drained(listener)
+        assert (len(slow.told), len(quick.told)) == (2, 4)
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+# ---------------------------------------------------------------- many of them
+
+
+def test_a_task_is_looked_up_by_its_name_once_for_each_watch(tmp_path, monkeypatch):
+    class Names(list):
+        asked = 0
+
+        def index(self, *arguments):
+            self.asked += 1
+            return super().index(*arguments)
+
+    async def scenario(master, store):
+        graph = GraphSpec("g", tuple(TaskSpec(f"t{number}", WORK) for number in range(10)))
+        _, run = await submitted(master, graph)
+        names = master.scheduler.state.runs[run].names = Names(master.scheduler.state.runs[run].names)
+        listener = Listener(master)
+        for number in range(10):
+            master.watchers.watch(listener, number, msg.Watch(run, f"t{number}"))
+        for _ in range(3):
+            master.watchers.run_changed(run)
+        assert names.asked == 10
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_a_watch_ends_with_its_own_tasks_and_is_told_nothing_of_others(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        worker = await Peer.connect(master, "worker")
+        await worker.attach()
+        graph = GraphSpec("g", (TaskSpec("a", WORK, count=2, array=True), TaskSpec("b", WORK, needs=("a",))))
+        client, run = await submitted(master, graph)
+        watches = {
+            client.say(msg.Watch(run, "a", 1)): "one member",
+            client.say(msg.Watch(run, "a")): "the array",
+            client.say(msg.Watch(run)): "the run",
+        }
+        ended = []
+        for count in (1, 2, 3):
+            while (incoming := await worker.next()).op is not Op.ASSIGN:
+                pass
+            index, fence = incoming.columns[2][0], incoming.columns[6][0]
+            worker.say_hot(Op.RESULT, count, ([run], [index], [0], [0], [0], [fence], [0], [1], [1], [0], [0]))
+        while len(ended) < 3:
+            incoming = await client.next()
+            assert incoming.message.final
+            ended.append(watches[incoming.request])
+        assert ended == ["one member", "the array", "the run"]
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_closed_connections_leave_nothing_behind_and_cost_what_they_watched_and_no_more(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        client, _ = await submitted(master)
+        for _ in range(1, 50):
+            client.say(msg.Submit(graph=GRAPH))
+        while (await client.next()).message.run < 50:
+            pass
+        listeners = [Listener(master) for _ in range(10_000)]
+        for number, listener in enumerate(listeners):
+            master.watchers.watch(listener, 1, msg.Watch(1 + number % 50))
+            master.followers.start(listener, 2, msg.Logs(run=1 + number % 50, task="t", follow=True))
+        began = time.perf_counter()
+        for listener in listeners:
+            master.watchers.session_closed(listener)
+            master.followers.session_closed(listener)
+        took = time.perf_counter() - began
+        assert took < 2, "going through all of them for each takes a minute"
+        for waiters in (master.watchers._waiters, master.followers._waiters):
+            assert (waiters._by_run, waiters._by_session) == ({}, {})
+        master.watchers.session_closed(Listener(master))
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_one_connection_opens_only_so_many_watches(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "MAX_WATCHES", 3)
+
+    async def scenario(master, store):
+        _, run = await submitted(master)
+        listener = Listener(master)
+        for request in range(3):
+            master.watchers.watch(listener, request, msg.Watch(run))
+        with pytest.raises(TooLarge):
+            master.watchers.watch(listener, 4, msg.Watch(run))
+        master.watchers.watch(Listener(master), 1, msg.Watch(run))
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_a_large_run_is_shown_in_pages_that_do_not_keep_the_loop(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        count = 2 * TASKS_PER_PAGE + 1
+        client, run = await submitted(master, GraphSpec("g", (TaskSpec("t", WORK, count=count, array=True),)))
+        for make in (
+            lambda cursor: msg.Show(run, cursor=cursor, limit=100_000),
+            lambda cursor: msg.List("tasks", run, cursor=cursor, limit=100_000),
+        ):
+            sizes, names, cursor = [], [], ""
+            while not sizes or cursor:
+                client.say(make(cursor))
+                page = (await client.next()).message
+                sizes.append(len(page.tasks))
+                names += [row.name for row in page.tasks]
+                cursor = page.next
+            assert sizes == [TASKS_PER_PAGE, TASKS_PER_PAGE, 1]
+            assert names == [f"t[{member}]" for member in range(count)]
+
+    with_master(tmp_path, scenario, monkeypatch)
