@@ -87,27 +87,42 @@ PROOFS = (
     ),
     Proof(
         "frames",
-        "Mutated frames, through both twins and against a live master",
-        "the same verdict from both, no crash, memory flat, a good client beside it notices nothing",
-        "2 M + 10 k / 100 M + 1 M frames",
+        "Mutated frames, and every vector cut at every byte, through both twins",
+        "the same verdict from both, no crash, memory flat",
+        "2 M / 100 M frames",
+    ),
+    Proof(
+        "frames-master",
+        "Mutated frames from proved clients and workers against a live master",
+        "it ends a stream when and why its codec does, no crash, memory flat, a good client beside it notices nothing",
+        "10 k / 1 M frames",
     ),
     Proof(
         "disk-full",
-        "A full disk and a failing commit, at each of the first 200 writes",
+        "The store on a disk that is full, or fails, at each of its first 200 writes; half of that write is on the disk",
         "no false promise, and it recovers",
         "200 / 200 writes",
     ),
     Proof(
+        "disk-master",
+        "A master process whose disk does the same, while a client submits",
+        "it ends with code 70 and one line, and tells nobody anything; the next one has what was acknowledged, once",
+        "20 / 200 of these writes",
+    ),
+    Proof(
         "process-trees",
-        "Process trees that do not want to end: double fork, setsid, TERM ignored, output held open",
+        "Process trees that do not want to end: double fork, setsid, TERM ignored, output held open, fork storms, "
+        "stopped; ended by timeout, by a kill, by their leader's own end",
         "no survivor, no stranger hit",
         "60 / 500 trees",
     ),
     Proof(
         "connections",
-        "10,000 idle connections, slow senders, a storm of reconnects",
-        "the others' latency at most doubles, all are back within 30 s",
-        "as said",
+        "10,000 idle connections, slow senders, readers that do not read, 1,000 that dial at once, 1,000 waiting "
+        "clients and 200 workers cut off at once",
+        "the others' latency at most doubles, all are back within 30 s and hear what they waited for, who is refused "
+        "is told why, memory flat when they are gone",
+        "as said, in CI",
     ),
 )
 

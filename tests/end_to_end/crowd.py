@@ -9,11 +9,14 @@ without a goodbye.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
+import logging
 import sys
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import cast
 
 from titan_fast.errors import Refused, TitanError
 from titan_fast.loop import run as run_loop
@@ -43,9 +46,8 @@ class Peer(asyncio.Protocol):
         self._opening = Opening(self._connection, "client", token)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.write(self._opening.hello())
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.write(self._opening.hello())
 
     def data_received(self, data: bytes) -> None:
         if self.proved.done():
@@ -116,7 +118,8 @@ class Crowd:
     async def workers(self, count: int) -> int:
         """Start so many workers on paper."""
         self._workers = [PaperWorker(f"paper{number}", slots=1) for number in range(count)]
-        lives = [worker.run([self._address], self._worker_token.read_text) for worker in self._workers]
+        token = self._worker_token.read_text().strip()
+        lives = [worker.run([self._address], lambda: token) for worker in self._workers]
         self._kept += [asyncio.create_task(life) for life in lives]
         return count
 
@@ -145,6 +148,10 @@ class Crowd:
         port: int = server.sockets[0].getsockname()[1]
         return port
 
+    async def relayed(self) -> int:
+        """How many are passed on now."""
+        return len(self._relayed) // 2
+
     async def cut(self) -> int:
         """Cut all that are passed on now; how many."""
         ends = list(self._relayed)
@@ -154,14 +161,14 @@ class Crowd:
 
     COMMANDS: dict[str, Callable[..., Awaitable[int]]] = {
         command.__name__: command
-        for command in (idle, rush, slow, deaf, lost, workers, attached, waiters, returned, relay, cut)
+        for command in (idle, rush, slow, deaf, lost, workers, attached, waiters, returned, relay, relayed, cut)
     }
 
     # ------------------------------------------------------------ what they do
 
     async def _dial(self) -> Peer:
-        token = self._client_token.read_text().strip()
-        _, peer = await asyncio.get_running_loop().create_connection(lambda: Peer(token), *self._address)
+        make = functools.partial(Peer, self._client_token.read_text().strip())
+        _, peer = await asyncio.get_running_loop().create_connection(make, *self._address)
         await peer.proved
         return peer
 
@@ -194,9 +201,8 @@ class Relayed(asyncio.Protocol):
         self._early: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        self._ends.add(transport)
+        self.transport = cast(asyncio.Transport, transport)
+        self._ends.add(self.transport)
         if self._target is not None:
             self._dialling = asyncio.create_task(self._dial(self._target))
 
@@ -232,12 +238,14 @@ class Relayed(asyncio.Protocol):
 
 async def main(address: str, client_token: str, worker_token: str) -> int:
     crowd = Crowd(address, Path(client_token), Path(worker_token))
-    loop = asyncio.get_running_loop()
-    while line := await loop.run_in_executor(None, sys.stdin.readline):
-        word, *numbers = line.split()
+    told = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(told), sys.stdin)
+    while line := await told.readline():
+        word, *numbers = line.decode().split()
         print(await crowd.COMMANDS[word](crowd, *map(int, numbers)), flush=True)
     return 0
 
 
 if __name__ == "__main__":
+    logging.disable()  # a thousand of them would say that they lost the master
     run_loop(main(*sys.argv[1:]))

@@ -25,11 +25,17 @@ from titan_fast.testing.cluster import Cluster, until
 PEERS = 10_000
 PROCESSES = 4
 SLOW, DEAF = 200, 4
+RUSH = 1_000
+"""Clients that dial at the same moment."""
 WAITERS, WORKERS = 1_000, 200
 BACK = 30.0
 """Seconds until everybody who was cut off is back."""
 SLOWER = 2.0
 """How much longer a task may take in a crowd: the median, from the submit to the news of its end."""
+TIMES = 60
+"""Tasks in a median."""
+LEFT = 4 << 20
+"""Bytes that a crowd may leave behind in a master that has seen one of its size before."""
 MEBIBYTE = 1 << 20
 COMMAND = "pytest tests/end_to_end/test_many_connections.py"
 
@@ -74,13 +80,14 @@ class Side:
 
     def __init__(self, cluster):
         self.cluster = cluster
-        cluster.start_worker("real", "--slots", "1", "--caps", "REAL")
+        cluster.start_worker("real", "--slots", "2", "--caps", "REAL")
         cluster.wait_for_workers(1)
         self.client = cluster.client()
         self.master = psutil.Process(cluster.master.pid)
 
     @property
     def resident(self):
+        """Bytes."""
         return self.master.memory_info().rss
 
     @property
@@ -109,49 +116,109 @@ def sides(tmp_path):
         yield made
 
 
-def times(sides, goes_on):
-    """(quiet, crowded): the medians of tasks timed in turns while ``goes_on(how many there were)``."""
-    found = []
-    while goes_on(len(found)):
-        found.append([side.time() for side in sides])
-    return [median(column) for column in zip(*found, strict=True)]
-
-
 @contextmanager
-def peers(side, count=PEERS):
-    """So many idle clients; gone when it ends."""
+def peers(side, *addresses):
+    """A crowd for each address (empty: the master's own); none of them is connected any more when it ends."""
     before = side.connections
     with ExitStack() as stack:
-        crowds = [stack.enter_context(Crowd(side.cluster)) for _ in range(PROCESSES)]
-        for crowd in crowds:
-            crowd.begin("idle", count // PROCESSES)
-        assert sum(crowd.end() for crowd in crowds) == count
-        assert side.connections == before + count
-        yield crowds
+        yield [stack.enter_context(Crowd(side.cluster, address)) for address in addresses]
     until(lambda: side.connections == before, "the master knows that they are gone")
 
 
-@pytest.mark.kill
-def test_a_crowd_costs_the_others_little_and_leaves_nothing_behind(sides):
-    quiet, crowded = sides
-    with Report("connections", COMMAND) as report, Crowd(crowded.cluster) as rude:
-        figures = report.figures
-        figures["idle connections"] = PEERS
-        crowded.client.kv.set("large", bytes(MEBIBYTE))
-        alone = crowded.resident
-        with peers(crowded) as crowds:
-            figures["bytes of memory for each"] = (crowded.resident - alone) / PEERS
-            alone, together = times(sides, lambda count: count < 60)
-            figures |= {"median alone, s": alone, "median beside them, s": together}
-            assert together <= SLOWER * alone
+def together(crowds, *command):
+    """All do it at the same time; the sum of what they answer."""
+    for crowd in crowds:
+        crowd.begin(*command)
+    return sum(crowd.end() for crowd in crowds)
 
-            rude("slow", SLOW)
-            rude("deaf", DEAF, 24)
-            rude("deaf", DEAF, 96)
-            alone, together = times(sides, lambda count: count < 60)
-            figures |= {"slow senders": SLOW, "readers that do not read": 2 * DEAF}
-            figures |= {"median beside those, s": together, "… alone, s": alone}
-            assert together <= SLOWER * alone
-            there = PEERS + SLOW
-            until(lambda: crowded.connections <= there + 2, "who does not read is dropped")
-            assert [crowd("lost") for crowd in (*crowds, rude)] == [0] * (PROCESSES + 1), "and nobody else"
+
+@contextmanager
+def ten_thousand(side):
+    with peers(side, *[""] * PROCESSES) as crowds:
+        there = side.connections + PEERS
+        assert together(crowds, "idle", PEERS // PROCESSES) == PEERS
+        assert side.connections == there
+        yield crowds
+        assert together(crowds, "lost") == 0, "who says nothing is left alone"
+
+
+def compare(figures, sides, whom, goes_on=lambda count: count < TIMES):
+    """Tasks are timed on both sides in turns, while ``goes_on(how many there were)``."""
+    found = []
+    while goes_on(len(found)):
+        found.append([side.time() for side in sides])
+    alone, beside = (median(column) for column in zip(*found, strict=True))
+    figures |= {f"median beside {whom}, s": beside, "median alone at that time, s": alone}
+    figures[f"times as long beside {whom}"] = beside / alone
+    assert beside <= SLOWER * alone, f"beside {whom}: {beside:.4f} s, alone {alone:.4f} s"
+
+
+@pytest.mark.kill
+def test_a_crowd_costs_the_others_little_and_leaves_nothing_behind(sides, tmp_path):
+    crowded = sides[1]
+    with Report("connections", COMMAND) as report:
+        figures = report.figures
+        before = crowded.resident
+        with ten_thousand(crowded):
+            figures["idle connections"] = PEERS
+            figures["bytes of memory for each"] = (crowded.resident - before) // PEERS
+            compare(figures, sides, "them")
+            those_who_misbehave(figures, sides)
+            a_storm(figures, sides, tmp_path)
+        emptied = crowded.resident
+        with ten_thousand(crowded):
+            pass
+        figures["more memory after as many again, MiB"] = (crowded.resident - emptied) / MEBIBYTE
+        assert crowded.resident - emptied < LEFT
+
+
+def those_who_misbehave(figures, sides):
+    crowded = sides[1]
+    crowded.client.kv.set("large", bytes(MEBIBYTE))
+    there = crowded.connections
+    with peers(crowded, "") as [rude]:
+        rude("slow", SLOW)
+        rude("deaf", DEAF, 24)
+        rude("deaf", DEAF, 96)
+        figures |= {"slow senders": SLOW, "readers that do not read": 2 * DEAF}
+        compare(figures, sides, "those who do not read or hardly write")
+        until(lambda: crowded.connections <= there + SLOW, "who does not read is dropped")
+        assert rude("lost") == 0, "and who is slow is not"
+        figures["refused in a rush"] = refused = rude("rush", RUSH)
+        assert refused + crowded.connections == there + SLOW + RUSH, "each was let in, or told why not"
+        assert refused > 0
+
+
+def a_storm(figures, sides, folder):
+    """Everybody who is cut off at once comes back soon, and goes on as if nothing had been."""
+    crowded = sides[1]
+    there = crowded.connections
+    with peers(crowded, "") as [relay]:
+        address = f"127.0.0.1:{relay('relay')}"
+        graph = Graph("waited for")
+        graph.task("a", run=f"until [ -e {folder / 'go'} ]; do sleep 0.05; done", requires=["REAL"])
+        run = crowded.client.submit(graph)
+        with peers(crowded, address, address) as [workers, waiters]:
+
+            def are_there():
+                everybody = relay("relayed") == crowded.connections - there == WORKERS + WAITERS
+                return everybody and workers("attached") == WORKERS
+
+            workers("workers", WORKERS)
+            waiters("waiters", WAITERS, run.id)
+            until(are_there, "all are there")
+            began = time.monotonic()
+            assert relay("cut") == WORKERS + WAITERS
+
+            def is_away(count):
+                """Until they are back."""
+                if not figures.get("back, s") and are_there():
+                    figures["back, s"] = time.monotonic() - began
+                assert time.monotonic() - began < BACK, "they are not all back"
+                return count < TIMES or not figures.get("back, s")
+
+            figures["cut off at once"] = WORKERS + WAITERS
+            compare(figures, sides, "those who come back", is_away)
+            (folder / "go").touch()
+            run.wait(30)
+            until(lambda: waiters("returned") == WAITERS, "everybody hears what he waited for")

@@ -21,7 +21,8 @@ def page(tmp_path, monkeypatch):
     monkeypatch.setattr(reports, "REPORTS", tmp_path)
     monkeypatch.setattr(program, "REPORTS", tmp_path)
     monkeypatch.setattr(program, "PAGE", tmp_path / "page.md")
-    program.PAGE.write_text(f"before\n\n{program.BEGIN}\nFROM LAST TIME\n{program.END}\n\nafter\n")
+    marks = [f"{program.BEGIN.format(name)}\nFROM LAST TIME\n{program.END.format(name)}" for name in program.TABLES]
+    program.PAGE.write_text("\n\n".join(["before", *marks, "after\n"]))
     return program
 
 

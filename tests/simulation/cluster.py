@@ -23,7 +23,9 @@ from titan_fast.testing.simulation.world import Clock, Program, World
 from titan_fast.worker.agent import Agent
 
 ADDRESS = ("127.0.0.1", 9090)
-MASTER = "master"
+ADDRESS_OF_COPY = ("127.0.0.1", 9091)
+MASTER, COPY = "master", "copy"
+"""Machines."""
 TOKEN = {"client": "the client token", "worker": "the worker token"}
 TIMES = SchedulerSettings(heartbeat=3.0, suspect_after=8.0, lost_after=20.0, recovery_grace=8.0)
 FOLDER = Path(tempfile.gettempdir()) / "titan-fast-simulation"
@@ -65,16 +67,21 @@ class _Watched(SimulatedCommitter):
         self._cluster = cluster
 
     def put(self, facts: list[Fact], position: int) -> None:
-        self._cluster.on_fact_made(facts)
+        for listen in self._cluster.on_facts_made:
+            listen(facts)
         super().put(facts, position)
+
+
+def _settings(address: tuple[str, int]) -> Settings:
+    host, port = address
+    return Settings(master=MasterSettings(host=host, port=port, state_dir=str(FOLDER)), scheduler=TIMES)
 
 
 class Cluster:
     """One master and some hosts with an agent each."""
 
-    def __init__(self, world: World, store: SimulatedStore, sabotage: frozenset[str] = frozenset()) -> None:
+    def __init__(self, world: World, store: SimulatedStore) -> None:
         self.world = world
-        self.sabotage = sabotage
         self.store = store
         self.network = Network(world, self.machine_of)
         self.hosts: dict[str, Host] = {}
@@ -84,10 +91,15 @@ class Cluster:
         self.master: SimulatedMaster | None = None
         self.master_program: Program | None = None
         self.master_clock = Clock(5000.0)
+        self.copy_program: Program | None = None
+        """A master that somebody started on a copy of the state."""
         self.masters = 0
-        self.on_fact_made: Callable[[Sequence[Fact]], None] = lambda facts: None
+        self.kills = 0
+        """Of masters."""
+        self.on_facts_made: list[Callable[[Sequence[Fact]], None]] = []
         self.on_master: Callable[[], None] = lambda: None
         self.on_master_death: Callable[[], None] = lambda: None
+        self.on_agent_end: Callable[[str], None] = lambda host: None
         self._places: dict[str, str] = {}
 
     def machine_of(self, program: Program) -> str:
@@ -102,7 +114,7 @@ class Cluster:
     def newest_fence(self) -> int:
         """The last one that the living master gave out; what a dead one gave out is below the next one's first."""
         if self.master is None or not hasattr(self.master, "scheduler"):
-            return make_fence(self.masters, 0)
+            return make_fence(self.store.newest_epoch + 1, 0)
         return self.master.scheduler.state.last_fence()
 
     def start_master(self) -> None:
@@ -114,9 +126,28 @@ class Cluster:
 
     def kill_master(self, away: float) -> None:
         """It is gone this very moment; another one begins after ``away`` seconds."""
+        self.kills += 1
+        self._end_master(away)
+
+    def stop_master(self, away: float) -> None:
+        """As a signal would, without waiting for what runs; another one begins ``away`` seconds after its end."""
+        program, master = self.master_program, self.master
+        if program is not None and master is not None and hasattr(master, "garden"):
+            self.world.note(program, "is stopped")
+            program.main(self._stop(program, master, away))
+
+    async def _stop(self, program: Program, master: SimulatedMaster, away: float) -> None:
+        await master.stop(0.0)
+        self.world.after(0.0, self._master_has_stopped, program, away)
+
+    def _master_has_stopped(self, program: Program, away: float) -> None:
+        if self.master_program is program:
+            self._end_master(away)
+
+    def _end_master(self, away: float) -> None:
         program, self.master_program, self.master = self.master_program, None, None
         if program is not None:
-            self.world.note(program, "is killed")
+            self.world.note(program, "is gone")
             self.on_master_death()
             program.kill()
             self.network.hang_up(program)
@@ -127,20 +158,40 @@ class Cluster:
             self.start_master()
 
     def _run_master(self, program: Program) -> None:
-        settings = Settings(
-            master=MasterSettings(host=ADDRESS[0], port=ADDRESS[1], state_dir=str(FOLDER)), scheduler=TIMES
-        )
         self.master = SimulatedMaster(
-            settings,
+            _settings(ADDRESS),
             self.store,
             committer=lambda store, epoch, pump: _Watched(self, epoch, pump, program),
             clock=program.time,
             wall=program.wall,
             seed=self.world.entropy.getrandbits(64),
             on_failure=lambda _: self.kill_master(1.0),
-            sabotage=self.sabotage,
         )
         program.main(self.master.start())
+
+    def start_copy(self) -> None:
+        """Another master, on a copy of what is on the disk now. Whoever makes a detour finds that one."""
+        program = self.copy_program = self.program(f"copy.{self.masters}", COPY, Clock(7000.0))
+        self.world.note(program, "starts")
+        program.call_soon(self._run_copy, program, self.store.duplicate())
+
+    def _run_copy(self, program: Program, store: SimulatedStore) -> None:
+        master = SimulatedMaster(
+            _settings(ADDRESS_OF_COPY),
+            store,
+            committer=lambda store, epoch, pump: SimulatedCommitter(store, epoch, pump, program),  # type: ignore[arg-type]
+            clock=program.time,
+            wall=program.wall,
+            seed=self.world.entropy.getrandbits(64),
+        )
+        program.main(master.start())
+
+    def end_copy(self) -> None:
+        program, self.copy_program = self.copy_program, None
+        if program is not None:
+            self.world.note(program, "is gone")
+            program.kill()
+            self.network.hang_up(program)
 
     # ------------------------------------------------------------ workers
 
@@ -195,6 +246,7 @@ class Cluster:
 
     def _agent_ended(self, name: str, program: Program) -> None:
         if self.agents[name] is program and not program.is_dead:
+            self.on_agent_end(name)
             self._end_agent(name, silently=False)
 
     def power_cut(self, name: str) -> None:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from graphs import Shape
+from keys import Wish
 
-from titan_fast.errors import ConnectionLost, NothingToDo, TitanError
+from titan_fast.errors import Conflict, ConnectionLost, NoSuchKey, NothingToDo, TitanError
 from titan_fast.model.spec import GraphSpec
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Connection, Incoming, send
@@ -23,6 +24,8 @@ PATIENCE = 12.0
 """Seconds without an answer after which a client tries another connection."""
 PAUSE = 1.0
 """Longest pause between two tries."""
+KEYS = ("a", "b", "c")
+TTLS = (1.0, 8.0, 30.0)
 
 
 class Notes(Protocol):
@@ -37,6 +40,11 @@ class Notes(Protocol):
     def told(self, run: int, update: msg.Update) -> None: ...
     def shown(self, shown: msg.Shown) -> None: ...
     def welcomed(self, client: str, welcome: msg.Welcome) -> None: ...
+    def key_asked(self, key: msg.Once, wish: Wish) -> None: ...
+    def key_acknowledged(self, key: msg.Once, revision: int) -> None: ...
+    def key_refused(self, key: msg.Once, why: str) -> None: ...
+    def key_seen(self, name: str, since: float, revision: int, value: bytes) -> None: ...
+    def key_not_seen(self, name: str, since: float) -> None: ...
 
 
 class _Line(asyncio.Protocol):
@@ -46,7 +54,7 @@ class _Line(asyncio.Protocol):
         self._connection = Connection(Role.MASTER)
         self._opening: Opening | None = Opening(self._connection, "client", token)
         self._transport: asyncio.Transport | None = None
-        self._answers: dict[int, asyncio.Queue[msg.Message | TitanError]] = {}
+        self._answers: dict[int, asyncio.Queue[Incoming | TitanError]] = {}
         self._next = 2
         self.opened: asyncio.Future[msg.Welcome] = asyncio.get_running_loop().create_future()
 
@@ -60,8 +68,7 @@ class _Line(asyncio.Protocol):
             if self._opening is not None:
                 self._open(incoming)
             elif (answer := self._answers.get(incoming.request)) is not None:
-                assert incoming.message is not None
-                answer.put_nowait(incoming.message)
+                answer.put_nowait(incoming)
 
     def _open(self, incoming: Incoming) -> None:
         assert self._opening is not None and self._transport is not None
@@ -88,7 +95,7 @@ class _Line(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def ask(self, message: msg.Message, attachments: tuple[bytes, ...]) -> asyncio.Queue[msg.Message | TitanError]:
+    def ask(self, message: msg.Message, attachments: tuple[bytes, ...]) -> asyncio.Queue[Incoming | TitanError]:
         assert self._transport is not None
         request, self._next = self._next, self._next + 1
         answers = self._answers[request] = asyncio.Queue()
@@ -112,6 +119,8 @@ class Client:
         self._token = token
         self._line: _Line | None = None
         self._counter = 0
+        self._revisions = dict.fromkeys(KEYS, 0)
+        """Of keys, as this client saw them last."""
 
     # ------------------------------------------------------------ one request
 
@@ -143,6 +152,18 @@ class Client:
         is_last: Callable[[msg.Message], bool] = lambda message: True,
         patience: float = PATIENCE,
     ) -> msg.Message:
+        """The (last) answer, without what is attached to it. See `ask_whole`."""
+        answer = (await self.ask_whole(make, attachments, is_last, patience)).message
+        assert answer is not None
+        return answer
+
+    async def ask_whole(
+        self,
+        make: Callable[[bool], msg.Message],
+        attachments: tuple[bytes, ...] = (),
+        is_last: Callable[[msg.Message], bool] = lambda message: True,
+        patience: float = PATIENCE,
+    ) -> Incoming:
         """The (last) answer, however often it has to be asked; ``make`` is told whether it is a repetition.
 
         Raises:
@@ -161,13 +182,14 @@ class Client:
                             answer = await answers.get()
                         if isinstance(answer, TitanError):
                             raise answer
-                        if isinstance(answer, msg.Error):
-                            error = error_from(answer)
+                        assert answer.message is not None
+                        if isinstance(answer.message, msg.Error):
+                            error = error_from(answer.message)
                             if error.retryable:
                                 await asyncio.sleep(self.rng.random() * PAUSE)
                                 break
                             raise error
-                        if is_last(answer):
+                        if is_last(answer.message):
                             return answer
                 except (TimeoutError, ConnectionLost):
                     self._drop(line)
@@ -238,11 +260,61 @@ class Client:
             if not cursor:
                 return
 
+    # ------------------------------------------------------------ keys
+
+    async def get(self, name: str) -> None:
+        since = self.program.world.now
+        try:
+            answer = await self.ask_whole(lambda _: msg.KvGet(name))
+        except NoSuchKey:
+            self._revisions[name] = 0
+            self.notes.key_not_seen(name, since)
+            return
+        assert isinstance(answer.message, msg.KvValue)
+        self._revisions[name] = answer.message.revision
+        if answer.message.durable:
+            self.notes.key_seen(name, since, answer.message.revision, answer.attachments[0])
+
+    async def set(self, name: str, *, is_removal: bool = False, expect: int = -1, ttl: float = 0.0) -> None:
+        once = self._once()
+        value = None if is_removal else f"{self.name} {self._counter}".encode()
+        self.notes.key_asked(once(False), Wish(name, value, expect, ttl, self.program.world.now))
+        self.notes.asks()
+        parts = () if value is None else (value,)
+        try:
+            answer = await self.ask(
+                lambda repeat: msg.KvSet(name=name, expect=expect, ttl=ttl, once=once(repeat)), parts
+            )
+        except (Conflict, NoSuchKey) as error:
+            self.notes.key_refused(once(False), error.code)
+            return
+        assert isinstance(answer, msg.KvDone)
+        self._revisions[name] = 0 if value is None else answer.revision
+        self.notes.key_acknowledged(once(False), answer.revision)
+
+    async def _use_keys(self, seconds: float) -> None:
+        """Set, compare and set, remove and look, the same few keys as everybody, for so many seconds."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while loop.time() < until:
+            await asyncio.sleep(6.0 * self.rng.expovariate(1.0))
+            name, luck = self.rng.choice(KEYS), self.rng.random()
+            if luck < 0.2:
+                await self.set(name, ttl=self.rng.choice((0.0, *TTLS)))
+            elif luck < 0.6:
+                await self.set(name, expect=self._revisions[name], ttl=self.rng.choice((0.0, 0.0, 0.0, *TTLS)))
+            elif luck < 0.7:
+                await self.set(name, is_removal=True, expect=self.rng.choice((-1, self._revisions[name])))
+            else:
+                await self.get(name)
+        for name in KEYS:
+            await self.get(name)
+
     # ------------------------------------------------------------ its day
 
     async def live(self, shapes: Sequence[Shape], seconds: float) -> None:
         """Submit these graphs at random times within so many seconds, and look after each of them."""
-        cares = []
+        cares = [self.program.main(self._use_keys(seconds))]
         times = sorted(seconds * self.rng.random() for _ in shapes)
         for shape, when, before in zip(shapes, times, [0.0, *times], strict=False):
             await asyncio.sleep(when - before)

@@ -21,7 +21,7 @@ RETRIES = (
 )
 ENDLESS = ("work", "without end")
 POISON = ("work", "and take the machine with you")
-CAPABILITIES = ((), (), (), (), ("GPU",), ("GPU", "BIG"))
+CAPABILITIES = ((), (), (), (), ("GPU",), ("GPU", "BIG"), ("LAB",))
 
 
 class Shape(msgspec.Struct, frozen=True):

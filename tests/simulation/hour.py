@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 import random
@@ -16,11 +15,12 @@ import msgspec
 from cluster import ADDRESS, TOKEN, Cluster, Room
 from crowd import Client
 from oracle import Broken, Oracle
-from sabotage import BUILT_IN, PATCHES
+from sabotage import sabotaged
 from weather import Climate, Weather, climate_of
 
 from titan_fast.config import WorkerSettings
 from titan_fast.master import server
+from titan_fast.master.server import Master
 from titan_fast.scheduler import invariants, recovery
 from titan_fast.scheduler.lifecycle import FINAL, TaskState
 from titan_fast.scheduler.state import Run, State, Tuning
@@ -32,7 +32,7 @@ STORM = 400.0
 """Virtual seconds with faults."""
 QUIET = 1500.0
 """Virtual seconds in which everything must end without them."""
-WORKERS = (("GPU,BIG", 4), ("GPU", 4), ("", 4), ("GPU,BIG", 2), ("", 8), ("", 3))
+WORKERS = (("GPU,BIG", 4), ("GPU", 4), ("", 4), ("GPU,BIG", 2), ("LAB", 8), ("", 3))
 CLIENTS = 3
 RUNS = 12
 TASKS = 1000
@@ -48,6 +48,8 @@ class Hour(msgspec.Struct, frozen=True):
     starts: int
     faults: int
     masters: int
+    killed: int
+    """Masters."""
     agents: int
     callbacks: int
     seconds: float
@@ -65,26 +67,27 @@ class ClusterHour:
         self.world = World(seed, is_traced=is_traced)
         self.rng = self.world.chance("hour")
         self.oracle = Oracle(self.world, crash_limit=5)
-        self.store = SimulatedStore(self.world, self.oracle.on_commit)
-        built_in = frozenset({sabotage} & BUILT_IN)
-        self.cluster = Cluster(self.world, self.store, built_in)
+        self.store = SimulatedStore(self.world, self.oracle.on_commit, self.oracle.on_open)
+        self.cluster = Cluster(self.world, self.store)
         self.oracle.newest_known_fence = self.cluster.newest_fence  # type: ignore[method-assign]
-        self.weather = Weather(self.cluster, self.world.chance("weather"), climate, self.oracle.had_trouble)
-        self.cluster.on_fact_made = self.oracle.on_fact_made
+        self.weather = Weather(self.cluster, self.world.chance("weather"), climate, self.oracle)
+        self.cluster.on_facts_made = [self.oracle.on_facts_made, self.weather.something_is_decided]
         self.cluster.on_master = self.oracle.a_master_starts
         self.cluster.on_master_death = self.weather.master_died
+        self.cluster.on_agent_end = self.weather.agent_ended
+        self.oracle.runs_ahead = self.weather.somebody_runs_ahead  # type: ignore[method-assign]
         self.oracle.asks = self.weather.somebody_asks  # type: ignore[method-assign]
         self.oracle.has_jumped = lambda: self.weather.has_jumped  # type: ignore[method-assign]
         self.clients: list[Client] = []
         self.replays = 0
-        self._sabotage = contextlib.nullcontext if built_in or not sabotage else PATCHES[sabotage]
+        self._sabotage = sabotage
 
     def run(self) -> Hour:
         """Raises SimulationFailed, or whatever a program raised."""
         was_collecting = gc.isenabled()
         gc.disable()
         try:
-            with mock.patch.object(server, "Space", Room), self._sabotage():
+            with mock.patch.object(server, "Space", Room), sabotaged(self._sabotage):
                 return self._run()
         except BaseException as error:
             error.add_note(f"seed {self.seed}, {self.weather.climate.name} weather; the end of the trace:")
@@ -128,6 +131,7 @@ class ClusterHour:
             self.oracle.starts,
             sum(self.weather.counts.values()),
             self.cluster.masters,
+            self.cluster.kills,
             sum(host.agents for host in self.cluster.hosts.values()),
             self.world.callbacks,
             self.world.now,
@@ -143,11 +147,12 @@ class ClusterHour:
     def _replay_now_and_then(self) -> None:
         """What the store knows, replayed, is what the master has in memory, whenever nothing is on its way."""
         if not self.weather.is_clear:
-            self.world.after(20.0 * self.rng.random(), self._replay_now_and_then)
+            self.world.after(40.0 * self.rng.random(), self._replay_now_and_then)
         master = self.cluster.master
         if master is None or not hasattr(master, "garden") or master.pump.position != master.pump.durable:
             return
         self.replays += 1
+        self._replay_keys(master)
         aside = State(0, random.Random(0), Tuning())
         for number, run in master.scheduler.state.runs.items():
             record = self.store.run(number)
@@ -159,8 +164,13 @@ class ClusterHour:
                     replayed[what] == value, "run", number, what, ": memory has", value, "the disk", replayed[what]
                 )
 
+    def _replay_keys(self, master: Master) -> None:
+        known = {name: (entry.value, entry.revision) for name, entry in master.scheduler.state.kv.items()}
+        kept = {item.name: (item.value, item.revision) for item in self.store.load().keys}
+        self.oracle.must(known == kept, "keys: memory has", known, "the disk", kept)
+
     def _at_rest(self) -> None:
-        """Nothing is left over: no process, no lot, no result that nobody acknowledged."""
+        """Nothing is left over: no process, no lot, no result that nobody acknowledged, no worker that gets nothing."""
         self.oracle.at_rest()
         master = self.cluster.master
         assert master is not None
@@ -169,6 +179,9 @@ class ClusterHour:
             held = agent.inventory(0).inventory
             if held:
                 raise Broken(f"{name} still holds {held}")
+            worker = master.scheduler.state.workers[self.cluster.hosts[name].worker_id]
+            if worker.state != "READY":
+                raise Broken(f"{name} is well, and {worker.state} for the master")
         for host in self.cluster.hosts.values():
             if host.processes:
                 raise Broken(f"{host.name} has processes that nobody has reaped: {list(host.processes.values())}")

@@ -11,8 +11,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from graphs import GRACES
+from keys import Keys, Wish
 
 from titan_fast.ids import Ending, format_fence
+from titan_fast.master.store.base import Opened
 from titan_fast.model.spec import GraphSpec
 from titan_fast.protocol import messages as msg
 from titan_fast.scheduler import facts as fact
@@ -51,6 +53,7 @@ class Task:
         "floor",
         "generation",
         "good",
+        "kept_not_before",
         "not_before",
         "state",
         "told",
@@ -74,6 +77,8 @@ class Task:
         """The newest fence there was when a client was told that it is cancelled; 0: it is not."""
         self.not_before = 0.0
         """World time at which its backoff is over."""
+        self.kept_not_before = 0.0
+        """The same, as far as the disk knows: a crash takes the rest back."""
         self.attempts: list[Process] = []
         self.told: dict[int, str] = {}
         """Generation -> the final state clients were told."""
@@ -146,14 +151,27 @@ class Oracle:
         """(worker, nonce) of agents whose registration is durable."""
         self.trouble: dict[str, float] = {}
         """Host -> when something last went wrong with it that may cost it its work."""
+        self.keys = Keys(world, self.must, lambda: self.has_jumped())
+        self.nonces: set[str] = set()
+        """Of all epochs of the one state that counts; what was assigned under another one is no part of it."""
+        self.strays: set[str] = set()
+        """Hosts that listen to another master."""
         self.starts = 0
         self.facts = 0
         self._crash_limit = crash_limit
         self._early: dict[int, list[fact.TasksSettled | fact.AttemptsEnded | fact.TasksReopened]] = {}
         """Facts of runs that are not durable yet."""
+        self._backoffs: dict[int, float] = {}
+        """Fence of an attempt that failed and is not durable yet -> when the backoff after it is over."""
+        self._fences_before: dict[fact.Key, int] = {}
+        """Of retries: the newest fence there was."""
 
     def asks(self) -> None:
         """Of no interest to a judge; those who make the weather listen."""
+
+    def runs_ahead(self, host: str, parents: set[str]) -> None:
+        """A process starts on a host, and how a task above it ended on those others is not on the disk yet. A good
+        moment for the weather."""
 
     def has_jumped(self) -> bool:
         """Whether a wall clock did; replaced by who makes the weather."""
@@ -174,11 +192,13 @@ class Oracle:
         world.note("start", process.task, format_fence(process.fence), process.host)
         name = f"{process.task} ({format_fence(process.fence)} at {process.host})"
         self.starts += 1
+        self.running[process.host] += 1
+        self.must(self.running[process.host] <= self.slots[process.host], name, "has no slot")
+        if not self.is_ours(process):
+            return
         self.must(process.fence not in self.processes, name, "starts again under one fence")
         self.processes[process.fence] = process
         self.newest_fence = max(self.newest_fence, process.fence)
-        self.running[process.host] += 1
-        self.must(self.running[process.host] <= self.slots[process.host], name, "has no slot")
         number, _, label = process.task.partition("/")
         book = self.books.get(int(number))
         self.must(book is not None, name, "starts though its submit is not durable")
@@ -196,6 +216,23 @@ class Oracle:
         for before in task.attempts:
             self._is_no_double(name, book, index, before, process)
         task.attempts.append(process)
+        undone = self._where_undone(book, book.spec_of[index])
+        if undone:
+            self.runs_ahead(process.host, undone)
+
+    def _where_undone(self, book: Book, spec: int) -> set[str]:
+        """Where those tasks right above ended whose ends are not on the disk."""
+        return {
+            task.attempts[-1].host
+            for parent in book.parents[spec]
+            if book.open[parent]
+            for task in self._members(book, parent)
+            if task.state not in FINAL and task.attempts
+        }
+
+    def is_ours(self, process: Process) -> bool:
+        """It was assigned by a master of the one state that counts."""
+        return process.nonce in self.nonces
 
     def _its_time_has_come(self, name: str, book: Book, spec: int) -> None:
         when = book.graph.tasks[spec].when
@@ -230,7 +267,7 @@ class Oracle:
         """The ledger's: a process is over."""
         self.world.note("end", process.task, format_fence(process.fence), process.ending.name.lower(), process.code)
         self.running[process.host] -= 1
-        if process.is_power_cut or process.asked is Ending.KILLED:
+        if process.is_power_cut or process.asked is Ending.KILLED or not self.is_ours(process):
             return
         number, _, label = process.task.partition("/")
         book = self.books[int(number)]
@@ -251,6 +288,8 @@ class Oracle:
         self.world.note("ends", process.task, format_fence(process.fence), why.name.lower(), grace)
         if why is not Ending.KILLED or grace not in GRACES:
             return  # its own timeout, the end of its agent, or the verdict on an inventory
+        if process.host in self.strays or not self.is_ours(process):
+            return
         number, _, label = process.task.partition("/")
         book = self.books[int(number)]
         task = book.tasks[book.index(label)]
@@ -265,7 +304,7 @@ class Oracle:
 
     # ------------------------------------------------------------ the disk
 
-    def on_fact_made(self, facts: Sequence[fact.Fact]) -> None:
+    def on_facts_made(self, facts: Sequence[fact.Fact]) -> None:
         """These facts are on their way to the disk. Work does not wait for it, so processes are judged by them."""
         for item in facts:
             if isinstance(item, fact.TasksSettled | fact.AttemptsEnded | fact.TasksReopened):
@@ -274,9 +313,18 @@ class Oracle:
                     self._early.setdefault(item.run, []).append(item)
                 else:
                     self._made(book, item)
+            elif isinstance(item, fact.KvChanged):
+                self.keys.made(item)
+            if isinstance(item, fact.TasksReopened):
+                self._fences_before[item.key] = self.newest_fence
 
     def a_master_starts(self) -> None:
         self._early.clear()
+        self._backoffs.clear()
+        for book in self.books.values():
+            for task in book.tasks:
+                task.not_before = task.kept_not_before
+        self.keys.a_master_starts()
 
     def _made(self, book: Book, item: fact.TasksSettled | fact.AttemptsEnded | fact.TasksReopened) -> None:
         match item:
@@ -288,13 +336,18 @@ class Oracle:
                     if state in FINAL:
                         self._resolve(book, index, good=state == "COMPLETED")
                     elif row in item.due:
-                        book.tasks[index].not_before = self.world.now + item.due[row][1] - 0.01
+                        over = self.world.now + item.due[row][1] - 0.01
+                        book.tasks[index].not_before = self._backoffs[item.fence[row]] = over
             case fact.TasksReopened():
                 for first, count in item.stretches:
                     for task in book.tasks[first : first + count]:
                         task.cancelled_at = 0
                         task.not_before = 0.0
                         task.attempts.clear()  # it runs again, and that is what was asked for
+
+    def on_open(self, opened: Opened) -> None:
+        """A master begins an epoch of the one state that counts."""
+        self.nonces.add(opened.nonce)
 
     def on_commit(self, facts: Sequence[fact.Fact]) -> None:
         """These facts are durable now."""
@@ -329,6 +382,8 @@ class Oracle:
                 self._reopened(item)
             case fact.RunEnded():
                 self._run_ended(item)
+            case fact.KvChanged():
+                self.keys.committed(item)
             case _:
                 pass
 
@@ -341,6 +396,7 @@ class Oracle:
         self.must(fence > task.floor, name, "counts though it is not above the floor", format_fence(task.floor))
         self.must(item.generation[row] == task.generation, name, "counts for generation", item.generation[row])
         task.floor = fence
+        task.kept_not_before = self._backoffs.pop(fence, 0.0)
         process = self.processes.get(fence)
         if reason == "worker_lost":
             task.crashes += 1
@@ -383,6 +439,7 @@ class Oracle:
         book = self.books[item.run]
         book.is_reopened = True
         book.state = ""
+        floor = max(item.floor, self._fences_before[item.key])
         for first, count in item.stretches:
             for index in range(first, first + count):
                 task = book.tasks[index]
@@ -390,8 +447,9 @@ class Oracle:
                     task.state in FINAL and task.state != "COMPLETED",
                     f"{item.run}/{book.label(index)} is {task.state} and opened again",
                 )
-                task.state, task.generation, task.floor = "PENDING", task.generation + 1, max(task.floor, item.floor)
+                task.state, task.generation, task.floor = "PENDING", task.generation + 1, max(task.floor, floor)
                 task.failures = task.crashes = task.cancelled_at = 0
+                task.kept_not_before = 0.0
                 task.cancel_kept = False
                 book.open[book.spec_of[index]] += 1
 
@@ -412,6 +470,21 @@ class Oracle:
     def welcomed(self, client: str, welcome: msg.Welcome) -> None:
         self.must(welcome.epoch >= self.epochs[client], client, "sees epoch", welcome.epoch, "after a higher one")
         self.epochs[client] = welcome.epoch
+
+    def key_asked(self, key: msg.Once, wish: Wish) -> None:
+        self.keys.asked(key, wish)
+
+    def key_acknowledged(self, key: msg.Once, revision: int) -> None:
+        self.keys.acknowledged(key, revision)
+
+    def key_refused(self, key: msg.Once, why: str) -> None:
+        self.keys.refused(key, why)
+
+    def key_seen(self, name: str, since: float, revision: int, value: bytes) -> None:
+        self.keys.seen(name, since, revision, value)
+
+    def key_not_seen(self, name: str, since: float) -> None:
+        self.keys.not_seen(name, since)
 
     def submit_asked(self, key: msg.Once, graph: GraphSpec) -> None:
         self.asked[key.client, key.counter] = graph

@@ -1,7 +1,8 @@
-"""Cluster-hours by hand: one seed again, with its trace, or many of them at once.
+"""Cluster-hours by hand: one seed again, with its trace, many of them at once, or with promises broken on purpose.
 
 python tests/simulation/replay.py --seed 7 --trace
-python tests/simulation/replay.py --hours 20000 --from 1000 --jobs 2
+python tests/simulation/replay.py --hours 20000 --from 1000 --jobs 2 --report
+python tests/simulation/replay.py --catch-all --within 1000
 """
 
 from __future__ import annotations
@@ -10,16 +11,21 @@ import argparse
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from hour import ClusterHour, Hour, run_hour
-from sabotage import SABOTAGE
+from report import Report
+from sabotage import BREAKS
 
 FAILING = Path(__file__).with_name("failing_seeds.txt")
 """Seeds that failed once, a line each, and why; tests run them first, for ever."""
+LONG = 20_000
+"""Hours of the long size."""
 
 
 def failing_seeds() -> list[int]:
@@ -44,14 +50,34 @@ def _try(task: tuple[int, str]) -> tuple[int, Hour | str]:
         return seed, why(error)
 
 
-def many(first: int, hours: int, jobs: int, sabotage: str = "") -> Iterator[tuple[int, Hour | str]]:
+def many(seeds: Iterable[int], jobs: int, sabotage: str = "") -> Iterator[tuple[int, Hour | str]]:
     """(seed, what the hour was like or what went wrong), in no order."""
-    tasks = [(seed, sabotage) for seed in range(first, first + hours)]
+    tasks = [(seed, sabotage) for seed in seeds]
     if jobs == 1:
         yield from map(_try, tasks)
         return
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         yield from pool.imap_unordered(_try, tasks, chunksize=8)
+
+
+class Sums:
+    """What many hours were like, as the figures of a report."""
+
+    def __init__(self) -> None:
+        self.figures: Counter[str] = Counter()
+        self.figures.update(dict.fromkeys(("cluster-hours", "tasks", "processes", "faults"), 0))
+        self.figures.update(dict.fromkeys(("masters killed", "agents", "failures"), 0))
+
+    def add(self, told: Hour | str) -> None:
+        self.figures["cluster-hours"] += 1
+        if isinstance(told, str):
+            self.figures["failures"] += 1
+            return
+        self.figures["tasks"] += told.tasks
+        self.figures["processes"] += told.starts
+        self.figures["faults"] += told.faults
+        self.figures["masters killed"] += told.killed
+        self.figures["agents"] += told.agents
 
 
 def main() -> int:
@@ -61,11 +87,28 @@ def main() -> int:
     parser.add_argument("--hours", type=int, default=200, help="how many hours")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first seed")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--sabotage", default="", choices=["", *SABOTAGE], help="a promise to break")
+    parser.add_argument("--report", action="store_true", help="write build/reports/simulation.json")
+    parser.add_argument("--sabotage", default="", choices=["", *BREAKS], help="a promise to break")
+    parser.add_argument("--catch-all", action="store_true", help="break each promise, and say who notices")
+    parser.add_argument("--within", type=int, default=1000, help="hours in which each has to be noticed")
     options = parser.parse_args()
+    if options.catch_all:
+        from catch import catch_all  # brings the tests of others along
+
+        return catch_all(options.within)
     if options.seed is not None:
         return _one(options.seed, options.sabotage, options.trace)
-    return _many(options.first, options.hours, options.jobs, options.sabotage)
+    seeds = range(options.first, options.first + options.hours)
+    if not options.report:
+        return _many(seeds, options.jobs, options.sabotage, Sums())
+    command = f"python tests/simulation/replay.py --hours {options.hours} --from {options.first} --report"
+    with Report("simulation", command, options.hours >= LONG) as report:
+        sums = Sums()
+        failed = _many(seeds, options.jobs, "", sums)
+        report.figures.update(sums.figures)
+        if failed:
+            raise SystemExit(failed)
+    return 0
 
 
 def _one(seed: int, sabotage: str, is_traced: bool) -> int:
@@ -82,24 +125,16 @@ def _one(seed: int, sabotage: str, is_traced: bool) -> int:
     return 0
 
 
-def _many(first: int, hours: int, jobs: int, sabotage: str) -> int:
+def _many(seeds: range, jobs: int, sabotage: str, sums: Sums) -> int:
     began = time.perf_counter()
-    failed = tasks = starts = faults = masters = 0
-    for seed, told in many(first, hours, jobs, sabotage):
+    for seed, told in many(seeds, jobs, sabotage):
+        sums.add(told)
         if isinstance(told, str):
-            failed += 1
             print(f"seed {seed}: {told}", flush=True)
             if not sabotage:
                 keep(seed, told)
-            continue
-        tasks, starts = tasks + told.tasks, starts + told.starts
-        faults, masters = faults + told.faults, masters + told.masters
-    seconds = time.perf_counter() - began
-    print(
-        f"{hours} cluster-hours in {seconds:.0f} s: {failed} failed; {tasks} tasks, {starts} processes, "
-        f"{faults} faults, {masters} masters"
-    )
-    return 1 if failed else 0
+    print(", ".join(f"{text} {n:,}" for text, n in sums.figures.items()), f"in {time.perf_counter() - began:.0f} s")
+    return 1 if sums.figures["failures"] else 0
 
 
 if __name__ == "__main__":

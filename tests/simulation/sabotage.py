@@ -1,20 +1,30 @@
 """Promises broken on purpose, by name: each must be noticed, or the simulation proves nothing.
 
-The core and the master have switches for theirs; the rest replaces one function by a wrong one.
+The core and the master have switches for theirs; the rest replaces one function by a wrong one. `python replay.py
+--catch-all` tells which hour notices which, and what other tests do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 from unittest import mock
+
+import msgspec
 
 from titan_fast.master import sabotage as master_sabotage
 from titan_fast.master.committer import ThreadCommitter
+from titan_fast.master.intake import Intake
+from titan_fast.master.server import Master
 from titan_fast.master.session import Session
+from titan_fast.protocol import messages as msg
+from titan_fast.protocol.connection import Incoming
 from titan_fast.protocol.opcodes import Op
+from titan_fast.scheduler import core
 from titan_fast.scheduler import facts as fact
 from titan_fast.scheduler import sabotage as scheduler_sabotage
+from titan_fast.scheduler.core import Scheduler
 from titan_fast.scheduler.reactions import tasks
 from titan_fast.testing.simulation.disk import SimulatedStore
 from titan_fast.worker.agent import Agent
@@ -82,27 +92,66 @@ def _kills_ignored() -> AbstractContextManager[object]:
     return mock.patch.object(Agent, "_kill", lambda self, fence, grace: None)
 
 
-PATCHES: dict[str, Sabotage] = {
-    "results_acknowledged_before_commit": _at_once(Op.ACK),
-    "answers_before_commit": _at_once(Op.SHOWN),
-    "durable_when_made": _durable_when_made,
-    "half_a_commit": _half_a_commit,
-    "retry_not_kept": _not_kept(fact.TasksReopened),
-    "cancel_not_kept": _not_kept(fact.CancelAsked),
-    "skips_not_kept": _not_kept(fact.TasksSettled),
-    "workers_not_kept": _not_kept(fact.WorkerRegistered),
-    "retries_without_end": _retries_without_end,
-    "one_slot_more": _one_slot_more,
-    "kills_ignored": _kills_ignored,
+def _strangers_kept() -> AbstractContextManager[object]:
+    return mock.patch.object(Agent, "_disown", lambda self, epoch: False)
+
+
+def _comparison_ignored() -> AbstractContextManager[object]:
+    take = Intake._kv_set
+
+    def blind(self: Intake, session: Session, incoming: Incoming, message: msg.KvSet) -> None:
+        take(self, session, incoming, msgspec.structs.replace(message, expect=-1))
+
+    return mock.patch.object(Intake, "_kv_set", blind)
+
+
+def _revisions_begin_anew() -> AbstractContextManager[object]:
+    restore = Scheduler.restore
+
+    def forgetful(self: Scheduler, next_run: int, revision: int, *rest: Any) -> None:
+        restore(self, next_run, 0, *rest)
+
+    return mock.patch.object(Scheduler, "restore", forgetful)
+
+
+def _values_never_end() -> AbstractContextManager[object]:
+    return mock.patch.dict(core.ALARMS, kv_due=lambda *_: None)
+
+
+PATCHES: dict[str, tuple[str, Sabotage]] = {
+    "results_acknowledged_before_commit": ("Workers forget results that a crash may undo.", _at_once(Op.ACK)),
+    "answers_before_commit": ("What is shown may be undone by a crash.", _at_once(Op.SHOWN)),
+    "durable_when_made": ("A fact counts as safe as soon as it is on its way to the disk.", _durable_when_made),
+    "half_a_commit": ("Now and then the end of a commit is lost, and everybody goes on.", _half_a_commit),
+    "retry_not_kept": ("Retries never reach the disk.", _not_kept(fact.TasksReopened)),
+    "cancel_not_kept": ("Cancels never reach the disk.", _not_kept(fact.CancelAsked)),
+    "skips_not_kept": ("Ends without an attempt never reach the disk.", _not_kept(fact.TasksSettled)),
+    "workers_not_kept": ("Registrations of workers never reach the disk.", _not_kept(fact.WorkerRegistered)),
+    "keys_not_kept": ("Changes of keys never reach the disk.", _not_kept(fact.KvChanged)),
+    "retries_without_end": ("A task that fails is tried again, whatever its retries.", _retries_without_end),
+    "one_slot_more": ("A worker runs one attempt more than it has slots.", _one_slot_more),
+    "kills_ignored": ("A worker lets run what it is told to end.", _kills_ignored),
+    "strangers_kept": ("A worker keeps what another master of the same epoch assigned.", _strangers_kept),
+    "comparison_ignored": ("A compare-and-set sets without comparing.", _comparison_ignored),
+    "revisions_begin_anew": ("A restart counts revisions of keys from the beginning again.", _revisions_begin_anew),
+    "values_never_end": ("A value outlives its time.", _values_never_end),
 }
-BUILT_IN = scheduler_sabotage.SABOTAGE | master_sabotage.SABOTAGE
-OUT_OF_REACH = {
-    "copied_state": "no hour puts an old copy of the state back",
-    "generation_ignored": "the floor that a retry raises refuses the same attempts",
-    "old_attach_accepted": "the old connection ends right behind its inventory, and the next inventory mends it",
-    "parents_fence_ignored": "the hold ends before a parent has run again, and then the child is refused for that",
-    "retry_floor_kept": "the generation refuses the same attempts",
-    "stale_session_accepted": "what comes late over an old connection has been said over the new one, too",
-}
-"""What 40 hours did not show, and why; tests of the core and the master have to."""
-SABOTAGE = sorted(BUILT_IN | PATCHES.keys())
+BUILT_IN = scheduler_sabotage.BREAKS | master_sabotage.BREAKS
+BREAKS = dict(sorted({**BUILT_IN, **{name: breaks for name, (breaks, _) in PATCHES.items()}}.items()))
+"""Name -> what is wrong then."""
+
+
+@contextmanager
+def sabotaged(name: str) -> Iterator[None]:
+    """Every master and every agent made meanwhile breaks this promise; none when the name is empty."""
+    if name in PATCHES:
+        with PATCHES[name][1]():
+            yield
+        return
+    begin = Master.__init__
+
+    def begin_badly(self: Master, *given: Any, **named: Any) -> None:
+        begin(self, *given, **{**named, "sabotage": frozenset({name})})
+
+    with mock.patch.object(Master, "__init__", begin_badly if name else begin):
+        yield

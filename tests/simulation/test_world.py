@@ -226,6 +226,20 @@ def test_a_killed_program_hangs_up_and_refuses() -> None:
     assert refused
 
 
+def test_who_makes_a_detour_ends_up_elsewhere_whatever_he_dials() -> None:
+    pair = Pair()
+    other = Ear()
+    elsewhere = pair.world.program("elsewhere", Clock(), pair.network)
+    elsewhere.main(elsewhere.create_server(lambda: other, "there", 2))
+    pair.network.detours["client"] = ("there", 2)
+    pair.client.main(pair.client.create_connection(lambda: pair.near, "here", 1))
+    pair.later()
+    pair.say(b"hello")
+    pair.later()
+    assert (other.heard, pair.far.heard) == (b"hello", b"")
+    assert {wire.far.machine for wire in pair.network.open_wires("elsewhere")} == {"elsewhere"}
+
+
 def test_a_peer_without_power_says_nothing() -> None:
     pair = Pair()
     pair.server.kill()

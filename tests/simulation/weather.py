@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
-from cluster import MASTER, Cluster
+from cluster import ADDRESS_OF_COPY, MASTER, Cluster
 
+from titan_fast.scheduler.facts import Fact, TasksReopened, WorkerGone
 from titan_fast.testing.simulation.network import Wire
 
 FINDS_OUT = 13.0
@@ -17,6 +19,8 @@ BEARABLE = 15.0
 """Seconds without a word that nobody is given up for."""
 ATTACH_IS_SENT = 5
 """Writes on a connection up to an agent's inventory: HELLO, CHALLENGE, PROOF, WELCOME, ATTACH."""
+GIVEN_UP = 20.0
+"""Seconds of silence after which a worker is lost."""
 FOR_EVER = 1e9
 
 
@@ -36,23 +40,47 @@ MIXED = Climate(
         "freeze_agent": 3,
         "power_cut": 2,
         "isolate": 3,
+        "exile": 2,
         "cut": 6,
         "half_cut": 4,
         "silence": 4,
         "late_attach": 2,
+        "late_goodbye": 2,
         "jump_clock": 2,
         "slow_disk": 2,
         "full_disk": 2,
         "break_disk": 1,
+        "stop_master": 2,
         "stop_agent": 1,
         "disaster": 2,
+        "lose_the_thread": 3,
+        "copy_the_state": 2,
     },
 )
-MASTER_ONLY = Climate("master", {"kill_master": 6, "slow_disk": 1, "break_disk": 1, "cut": 3, "jump_clock": 1})
+MASTER_ONLY = Climate(
+    "master", {"kill_master": 6, "stop_master": 2, "slow_disk": 1, "break_disk": 1, "cut": 3, "jump_clock": 1}
+)
 """No worker loses anything, so no task may run twice."""
-NETWORK_ONLY = Climate("network", {"cut": 6, "half_cut": 5, "silence": 4, "isolate": 2, "late_attach": 3})
+NETWORK_ONLY = Climate(
+    "network", {"cut": 6, "half_cut": 5, "silence": 4, "isolate": 2, "exile": 2, "late_attach": 6, "late_goodbye": 2}
+)
 WORKERS_ONLY = Climate("workers", {"kill_agent": 6, "freeze_agent": 4, "power_cut": 3, "cut": 3, "stop_agent": 1})
-CLIMATES = (MIXED, MASTER_ONLY, NETWORK_ONLY, WORKERS_ONLY, MIXED)
+STRANGE = Climate(
+    "strange",
+    {
+        "kill_master": 4,
+        "stop_master": 2,
+        "exile": 5,
+        "disaster": 3,
+        "lose_the_thread": 7,
+        "copy_the_state": 7,
+        "late_attach": 4,
+        "late_goodbye": 4,
+        "slow_disk": 2,
+    },
+)
+"""What is known in one place is forgotten in another."""
+CLIMATES = (MIXED, MASTER_ONLY, NETWORK_ONLY, WORKERS_ONLY, STRANGE)
 
 
 def climate_of(seed: int) -> Climate:
@@ -60,10 +88,19 @@ def climate_of(seed: int) -> Climate:
     return CLIMATES[seed % len(CLIMATES)]
 
 
+class Judge(Protocol):
+    """Who has to know what the weather does to a host, to judge what comes of it."""
+
+    strays: set[str]
+    """Hosts that listen to another master."""
+
+    def had_trouble(self, host: str, until: float) -> None: ...
+
+
 class Weather:
     """Faults at random times until `clear`."""
 
-    def __init__(self, cluster: Cluster, rng: random.Random, climate: Climate, on_trouble: Callable[..., None]) -> None:
+    def __init__(self, cluster: Cluster, rng: random.Random, climate: Climate, judge: Judge) -> None:
         self.cluster = cluster
         self.world = cluster.world
         self.rng = rng
@@ -72,7 +109,10 @@ class Weather:
         self.is_clear = False
         self.has_jumped = False
         """A wall clock did, so due times mean less."""
-        self._on_trouble = on_trouble
+        self._judge = judge
+        self._lies_in_wait = False
+        self._leaving: dict[str, Wire] = {}
+        """Host -> the connection over which its agent is about to say goodbye."""
         self._off: set[str] = set()
         self._master_died = -BEARABLE
         self._strain: dict[str, list[tuple[float, float]]] = {}
@@ -92,13 +132,26 @@ class Weather:
             getattr(self, name)()
 
     def somebody_asks(self) -> None:
-        """A good moment for the master to die."""
-        if not self.is_clear and "kill_master" in self.climate.faults and self.rng.random() < 0.1:
-            self.world.after(0.01 * self.rng.random(), self._strike, "kill_master")
+        """A good moment for the master to die: before it has kept what it is asked for, or before that is done."""
+        if self.is_clear or "kill_master" not in self.climate.faults or self.rng.random() > 0.1:
+            return
+        if self.rng.random() < 0.3:
+            self.cluster.store.pace = 2.0
+            self.world.after(1.0, self._disk_is_well)
+        self.world.after(self.rng.choice((0.01, 1.0)) * self.rng.random(), self._strike, "kill_master")
+
+    def something_is_decided(self, facts: Sequence[Fact]) -> None:
+        """Facts are on their way to the disk, and what follows from them is done already: a good moment, too."""
+        if self.is_clear or "kill_master" not in self.climate.faults:
+            return
+        if any(isinstance(item, TasksReopened | WorkerGone) for item in facts) and self.rng.random() < 0.5:
+            self.cluster.store.pace = 1.0
+            self.world.after(0.1 * self.rng.random(), self._strike, "kill_master")
+            self.world.after(1.0, self._disk_is_well)
 
     def _trouble(self, host: str, seconds: float = 0.0) -> None:
         """What a worker holds may be given to others from now on."""
-        self._on_trouble(host, self.world.now + seconds)
+        self._judge.had_trouble(host, self.world.now + seconds)
 
     def _strained(self, host: str, seconds: float) -> None:
         """For so many seconds the two may not hear each other. Once that is no reason to lose anything; when it
@@ -126,6 +179,37 @@ class Weather:
         for host, strains in self._strain.items():
             if any(self.world.now < when + lost + FINDS_OUT for when, lost in strains):
                 self._trouble(host, 45.0)
+
+    def stop_master(self) -> None:
+        """In order, and another one begins."""
+        self.cluster.stop_master(self.a_while(1.5))
+
+    def copy_the_state(self) -> None:
+        """Somebody starts another master on a copy of the state, and for a while some workers find that one. Ours
+        may have to begin the same epoch meanwhile."""
+        if self.cluster.copy_program is not None:
+            return
+        self.cluster.start_copy()
+        if self.rng.random() < 0.5:
+            self.world.after(self.rng.random(), self._strike, "kill_master")
+        for name in self.rng.sample(list(self.cluster.hosts), self.rng.randrange(1, 4)):
+            self.cluster.network.detours[name] = ADDRESS_OF_COPY
+            self._judge.strays.add(name)
+            self._trouble(name)
+            for wire in self.cluster.network.open_wires(name):
+                wire.cut()
+        self.world.after(10.0 + self.a_while(10.0), self._copy_ends)
+
+    def _copy_ends(self) -> None:
+        if self.cluster.copy_program is None:
+            return
+        self.cluster.end_copy()
+        if self.rng.random() < 0.5:
+            self._strike("kill_master")
+        for name in self.cluster.network.detours:
+            self._trouble(name, FINDS_OUT)
+        self._judge.strays.clear()
+        self.cluster.network.detours.clear()
 
     def freeze_master(self) -> None:
         program = self.cluster.master_program
@@ -170,9 +254,27 @@ class Weather:
         """Asked to go: it gives back what has not started, ends what runs after a while, and comes back later."""
         name = self.a_host()
         if name not in self._off and not self.cluster.agents[name].is_dead:
-            self._trouble(name, 60.0)
+            self._trouble(name)
             self.cluster.stop_agent(name)
             self.world.after(20.0 + self.a_while(20.0), self._agent_returns, name)
+
+    def late_goodbye(self) -> None:
+        """As `stop_agent`, but its last words are on the way for so long that its next agent is there before them."""
+        name = self.a_host()
+        wires = self.cluster.network.open_wires(name)
+        if wires and name not in self._off and not self.cluster.agents[name].is_dead:
+            self._trouble(name)
+            self._leaving[name] = wires[0]
+            self.cluster.stop_agent(name)
+
+    def agent_ended(self, name: str) -> None:
+        """By itself: it was stopped, or refused."""
+        self._trouble(name)
+        wire = self._leaving.pop(name, None)
+        if wire is not None:
+            wire.silence()
+            self.world.after(1.0 + self.a_while(5.0), self._agent_returns, name)
+            self.world.after(FINDS_OUT + self.a_while(4.0), wire.heal)
 
     def power_cut(self, name: str = "") -> None:
         name = name or self.a_host()
@@ -200,7 +302,35 @@ class Weather:
         self.world.after(3.0, self._strike, "freeze_agent")
         self.world.after(4.0, self._disk_is_well)
 
+    def lose_the_thread(self) -> None:
+        """The next task that starts before the end of one above it is on the disk goes out of sight for a while; with
+        the master goes the knowledge of that end, and with its worker the result."""
+        self._lies_in_wait = True
+        self.cluster.store.pace = 5.0
+        self.world.after(4.0, self._disk_is_well)
+
+    def somebody_runs_ahead(self, host: str, parents: set[str]) -> None:
+        if self._lies_in_wait and not self.is_clear and host not in parents:
+            self._lies_in_wait = False
+            self.world.after(0.0, self._lose_the_thread, host, parents)
+
+    def _lose_the_thread(self, host: str, parents: set[str]) -> None:
+        self.world.note("fault", "the thread is lost", host, sorted(parents))
+        self.exile(host)
+        for parent in sorted(parents):
+            self.power_cut(parent)
+        self.cluster.kill_master(0.1)
+        self._disk_is_well()
+
     # ------------------------------------------------------------ the network
+
+    def exile(self, name: str = "") -> None:
+        """A worker is away for longer than anybody waits for it, and comes back with all it had."""
+        name = name or self.a_host()
+        seconds = GIVEN_UP * (0.5 + 2.0 * self.rng.random())
+        self._trouble(name, seconds + FINDS_OUT)
+        self.cluster.network.isolate(name)
+        self.world.after(seconds, self.cluster.network.rejoin, name)
 
     def isolate(self) -> None:
         name = MASTER if self.rng.random() < 0.2 else self.a_host()
@@ -252,7 +382,7 @@ class Weather:
             wire.trap = lambda: self._hold_back(wire, after - 1)
         else:
             wire.silence()
-            self.world.after(FINDS_OUT + self.a_while(1.0), wire.heal)
+            self.world.after(FINDS_OUT + self.a_while(4.0), wire.heal)
 
     # ------------------------------------------------------------ clocks and disk
 
@@ -284,6 +414,7 @@ class Weather:
         self.world.note("the weather clears")
         self._disk_is_well()
         self.cluster.store.is_broken = False
+        self._copy_ends()
         for name in sorted(self.cluster.network.isolated):
             self.cluster.network.rejoin(name)
         for wire in list(self.cluster.network.wires.values()):

@@ -6,6 +6,7 @@ import enum
 import itertools
 import json
 import math
+import os
 import random
 import struct
 from pathlib import Path
@@ -14,6 +15,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from report import Report
 
 from titan_fast import _layout, errors
 
@@ -26,6 +28,8 @@ BAD_MESSAGES = [vector for vector in VECTORS["messages"] if "error" in vector]
 
 RANGES = {"Q": (0, 2**64 - 1), "I": (0, 2**32 - 1), "H": (0, 2**16 - 1), "B": (0, 255), "i": (-(2**31), 2**31 - 1)}
 KINDS = {"Q": "u64", "I": "u32", "H": "u16", "B": "u8", "i": "i32"}
+
+MUTATIONS, MUTATIONS_LONG = 2_000_000, 100_000_000
 
 SHARED = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 """The fixture is a module: it stays as it is from example to example."""
@@ -111,6 +115,23 @@ def test_frames_may_be_cut_at_every_byte(twin):
     for at in range(len(STREAM) + 1):
         assert cut(twin, [STREAM[:at], STREAM[at:]]) == whole
     assert cut(twin, [STREAM[at : at + 1] for at in range(len(STREAM))]) == whole
+
+
+@named(VECTORS["frames"])
+def test_whatever_a_vector_is_it_may_be_cut_at_every_byte(twin, vector):
+    data, limit = bytes.fromhex(vector["hex"]), vector.get("max_body", _layout.MAX_BODY)
+    whole = cut(twin, [data], limit)
+    for at in range(len(data) + 1):
+        assert cut(twin, [data[:at], data[at:]], limit) == whole
+    assert cut(twin, [data[at : at + 1] for at in range(len(data))], limit) == whole
+
+
+@named(VECTORS["frames"])
+def test_whatever_a_vector_is_both_twins_say_the_same_of_every_beginning(both, vector):
+    data, limit = bytes.fromhex(vector["hex"]), vector.get("max_body", _layout.MAX_BODY)
+    for length in range(len(data) + 1):
+        compiled, pure = (cut(twin, [data[:length]], limit) for twin in both)
+        assert compiled == pure
 
 
 def test_empty_input_changes_nothing(twin):
@@ -464,12 +485,22 @@ def spoil(rng, data):
     return bytes(data)
 
 
-@pytest.mark.parametrize("mutations", [200_000, pytest.param(2_000_000, marks=pytest.mark.long)])
+@pytest.mark.skipif(os.environ.get("TITAN_FAST_ACCEL") == "off", reason="compares both twins: once is enough")
+@pytest.mark.parametrize("mutations", [MUTATIONS, pytest.param(MUTATIONS_LONG, marks=pytest.mark.long)])
 def test_mutated_frames_meet_the_same_verdict_and_leave_nothing_behind(both, mutations):
-    compiled, pure = both
+    is_long = mutations == MUTATIONS_LONG
+    with Report("frames", f"pytest tests/twins/test_proto.py{' --long' if is_long else ''}", is_long) as report:
+        frames, messages, grown = compare(*both, mutations)
+        report.figures |= {"mutated frames": mutations, "of which were frames still": frames, "and messages": messages}
+        report.figures["more memory at the end, MiB"] = grown / (1 << 20)
+        assert frames > mutations // 10 and messages > mutations // 50, "most die at once: nothing was tested"
+        assert grown < 8 << 20
+
+
+def compare(compiled, pure, mutations):
+    """(frames found, hot messages read, bytes of memory the last three quarters took). Each is cut in two somewhere."""
     rng, streams, process = random.Random(20), seeds(compiled), psutil.Process()
-    frames = messages = 0
-    resident = 0
+    frames = messages = resident = 0
     for number in range(mutations):
         data = spoil(rng, streams[number % len(streams)])
         at = int(rng.random() * (len(data) + 1))
@@ -486,5 +517,4 @@ def test_mutated_frames_meet_the_same_verdict_and_leave_nothing_behind(both, mut
             messages += isinstance(verdict, str)
         if number == mutations // 4:
             resident = process.memory_info().rss
-    assert frames > mutations // 10 and messages > mutations // 50, "most mutations die at once: nothing was tested"
-    assert process.memory_info().rss - resident < 8 << 20
+    return frames, messages, process.memory_info().rss - resident

@@ -279,6 +279,11 @@ class Void:
 
 
 @pytest.fixture
+def make_master():
+    return ScriptedMaster
+
+
+@pytest.fixture
 def stage(tmp_path):
     return Stage(tmp_path / "work")
 

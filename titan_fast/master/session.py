@@ -290,7 +290,10 @@ class Session(asyncio.Protocol):
         if not self.closed and self._transport is not None:
             self.closed = True
             self._transport.close()
-            asyncio.get_running_loop().call_later(LINGER, self._transport.abort)
+            if self._timer is not None:
+                self._timer.cancel()
+            # Cancelled when it has hung up: whoever is refused again and again would be kept that long each time.
+            self._timer = asyncio.get_running_loop().call_later(LINGER, self._transport.abort)
 
     def abort(self) -> None:
         if self._transport is not None:

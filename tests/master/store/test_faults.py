@@ -9,6 +9,7 @@ from pathlib import Path
 import apsw
 import pytest
 from disks import FailingDisk
+from report import Report
 from samples import accepted, ended, kv
 from test_sqlite import large_graph
 
@@ -70,24 +71,35 @@ def found_after_a_crash(folder: Path) -> int:
     return count
 
 
-@pytest.mark.parametrize("error", [apsw.FullError, apsw.IOError])
 @pytest.mark.parametrize("is_torn", [True, pytest.param(False, marks=pytest.mark.long)])
-def test_no_promise_is_broken_whichever_write_fails(tmp_path: Path, error: type[apsw.Error], is_torn: bool) -> None:
+def test_no_promise_is_broken_whichever_write_fails(tmp_path: Path, is_torn: bool) -> None:
+    is_long = not is_torn
+    with Report(
+        "disk-full", f"pytest tests/master/store/test_faults.py{' --long' if is_long else ''}", is_long
+    ) as report:
+        full = fail_each(tmp_path / "full", apsw.FullError, is_torn)
+        broken = fail_each(tmp_path / "broken", apsw.IOError, is_torn)
+        report.figures |= {"writes that found no room": CHANGES, "for which the store had to end": full}
+        report.figures |= {"writes that failed": CHANGES, "for which it had to": broken}
+        assert broken > 0
+        assert full < CHANGES // 2, "for lack of space alone a master goes on"
+
+
+def fail_each(folder: Path, error: type[apsw.Error], is_torn: bool) -> int:
+    """How often the store had to end."""
     ends = 0
     for at in range(1, CHANGES + 1):
-        folder = tmp_path / str(at)
+        place = folder / str(at)
         disk = FailingDisk(error, at, is_torn=is_torn)
-        store = SqliteStore(folder, vfs=disk.vfs_name)
+        store = SqliteStore(place, vfs=disk.vfs_name)
         returned, tried, has_ended = promised(store)
         assert disk.failed == 1, f"change {at} was never made"
-        found = found_after_a_crash(folder)
+        found = found_after_a_crash(place)
         assert returned <= found <= tried, f"change {at} failed: {returned} returned, {found} of {tried} are there"
         ends += has_ended
         store.close()
-        shutil.rmtree(folder)
-    assert ends > 0
-    if error is apsw.FullError:
-        assert ends < CHANGES // 2, "for lack of space alone a master goes on"
+        shutil.rmtree(place)
+    return ends
 
 
 def test_a_disk_that_stays_full_for_a_while_loses_and_doubles_nothing(tmp_path: Path) -> None:

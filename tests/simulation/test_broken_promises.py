@@ -1,0 +1,37 @@
+"""A suite must be able to fail: every promise that is broken on purpose is noticed by some hour, and soon.
+
+``python tests/simulation/replay.py --catch-all`` tells by which one, and who else notices.
+"""
+
+from __future__ import annotations
+
+import pytest
+from catch import CAUGHT_BY, WITNESSES, first_catch
+from sabotage import BREAKS, BUILT_IN, PATCHES
+from weather import CLIMATES, NETWORK_ONLY, STRANGE, WORKERS_ONLY, climate_of
+
+HOURS = 60
+"""In which each must be noticed here; by hand it may take a thousand."""
+WEATHER = {
+    "absent_is_crash": WORKERS_ONLY,
+    "copied_state": STRANGE,
+    "kills_ignored": WORKERS_ONLY,
+    "old_attach_accepted": NETWORK_ONLY,
+    "parents_fence_ignored": STRANGE,
+}
+"""In which a promise shows sooner than in others: a test that looks on is not worth the minute."""
+
+
+def hours_for(name: str) -> list[int]:
+    climates = [WEATHER[name]] if name in WEATHER else CLIMATES
+    return [seed for seed in range(HOURS * len(CLIMATES)) if climate_of(seed) in climates][:HOURS]
+
+
+def test_there_are_many_promises_to_break_and_each_has_one_name() -> None:
+    assert len(BREAKS) == len(BUILT_IN) + len(PATCHES) >= 20
+    assert BREAKS.keys() >= WITNESSES.keys() | CAUGHT_BY.keys()
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_broken_promise_is_noticed(name: str) -> None:
+    assert first_catch(name, hours_for(name)) is not None
