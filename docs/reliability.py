@@ -99,7 +99,7 @@ PROOFS = (
     ),
     Proof(
         "disk-full",
-        "The store on a disk that is full, or fails, at each of its first 200 writes; half of that write is on the disk",
+        "The store on a disk that is full or fails at each of the first 200 writes, half of which is on the disk then",
         "no false promise, and it recovers",
         "200 / 200 writes",
     ),

@@ -148,8 +148,7 @@ def compare(figures, sides, whom, goes_on=lambda count: count < TIMES):
     while goes_on(len(found)):
         found.append([side.time() for side in sides])
     alone, beside = (median(column) for column in zip(*found, strict=True))
-    figures |= {f"median beside {whom}, s": beside, "median alone at that time, s": alone}
-    figures[f"times as long beside {whom}"] = beside / alone
+    figures |= {f"median beside {whom}, s": beside, f"times as long beside {whom}": beside / alone}
     assert beside <= SLOWER * alone, f"beside {whom}: {beside:.4f} s, alone {alone:.4f} s"
 
 
