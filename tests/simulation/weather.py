@@ -141,13 +141,18 @@ class Weather:
         self.world.after(self.rng.choice((0.01, 1.0)) * self.rng.random(), self._strike, "kill_master")
 
     def something_is_decided(self, facts: Sequence[Fact]) -> None:
-        """Facts are on their way to the disk, and what follows from them is done already: a good moment, too."""
+        """Facts are on their way to the disk, and what follows from them is done already: a good moment, too. Whoever
+        was given up may well be back soon after."""
         if self.is_clear or "kill_master" not in self.climate.faults:
             return
         if any(isinstance(item, TasksReopened | WorkerGone) for item in facts) and self.rng.random() < 0.5:
-            self.cluster.store.pace = 1.0
+            self.cluster.store.pace = 2.0
             self.world.after(0.1 * self.rng.random(), self._strike, "kill_master")
             self.world.after(1.0, self._disk_is_well)
+            gone = {item.worker for item in facts if isinstance(item, WorkerGone)}
+            for name, host in self.cluster.hosts.items():
+                if host.worker_id in gone:
+                    self.world.after(1.0 + 4.0 * self.rng.random(), self.cluster.network.rejoin, name)
 
     def _trouble(self, host: str, seconds: float = 0.0) -> None:
         """What a worker holds may be given to others from now on."""
@@ -327,7 +332,7 @@ class Weather:
     def exile(self, name: str = "") -> None:
         """A worker is away for longer than anybody waits for it, and comes back with all it had."""
         name = name or self.a_host()
-        seconds = GIVEN_UP * (0.5 + 2.0 * self.rng.random())
+        seconds = GIVEN_UP * (0.9 + self.rng.random())
         self._trouble(name, seconds + FINDS_OUT)
         self.cluster.network.isolate(name)
         self.world.after(seconds, self.cluster.network.rejoin, name)
