@@ -12,6 +12,7 @@ import asyncio
 import functools
 import itertools
 import logging
+import resource
 import sys
 import threading
 from collections.abc import Awaitable, Callable
@@ -248,4 +249,6 @@ async def main(address: str, client_token: str, worker_token: str) -> int:
 
 if __name__ == "__main__":
     logging.disable()  # a thousand of them would say that they lost the master
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     run_loop(main(*sys.argv[1:]))

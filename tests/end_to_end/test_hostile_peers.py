@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import os
 import random
+import resource
 import select
 import socket
 import struct
@@ -19,6 +20,8 @@ from report import Report
 
 from titan_fast import Graph
 from titan_fast.config import token_path
+from titan_fast.errors import Busy
+from titan_fast.master.server import SPARE_FILES
 from titan_fast.model.spec import GraphSpec
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Connection, send, send_hot
@@ -83,8 +86,7 @@ def proved(address, cluster, role):
     link, connection, opening = dialled(address, cluster, role)
     link.sendall(opening.hello())
     while opening.welcome is None:
-        for incoming in connection.receive(link.recv(65536)):
-            link.sendall(opening.take(incoming))
+        link.sendall(opening.take(answer(link, connection)))
     return link, connection
 
 
@@ -158,6 +160,24 @@ def test_strangers_from_one_address_are_limited(address, good):
         assert b"too many connections" in everything(link)
     for link in links:
         link.close()
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of another process are Linux's")
+def test_when_files_run_out_newcomers_are_told_so_and_the_others_are_served(address, cluster, good):
+    """A store that cannot open a file would end the master."""
+    resource.prlimit(cluster.master.pid, resource.RLIMIT_NOFILE, (SPARE_FILES + 20, SPARE_FILES + 20))
+    links = []
+    with pytest.raises(Busy, match=r"connections are all that this master has open files for"):
+        while True:
+            links.append(proved(address, cluster, "client")[0])
+    large = Graph("large")
+    for number in range(3000):
+        large.task(f"t{number}", run=["echo", "x" * 200])
+    assert good.submit(large).id == 1
+    for link in links:
+        link.close()
+    until(lambda: good.stats().connections == 1, "they are gone")
+    proved(address, cluster, "client")[0].close()
 
 
 def readable(links):

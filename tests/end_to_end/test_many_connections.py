@@ -7,6 +7,7 @@ here, one there: whatever else the machine does meanwhile both feel.
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import time
@@ -22,7 +23,9 @@ from titan_fast import Graph
 from titan_fast.config import token_path
 from titan_fast.testing.cluster import Cluster, until
 
-PEERS = 10_000
+FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+PEERS = min(10_000, FILES - 4_000)
+"""So many, where a process may have that many open files."""
 PROCESSES = 4
 SLOW, DEAF = 200, 4
 RUSH = 1_000

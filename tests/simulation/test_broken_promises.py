@@ -8,16 +8,18 @@ from __future__ import annotations
 import pytest
 from catch import CAUGHT_BY, WITNESSES, first_catch
 from sabotage import BREAKS, BUILT_IN, PATCHES
-from weather import CLIMATES, NETWORK_ONLY, STRANGE, WORKERS_ONLY, climate_of
+from weather import CLIMATES, MIXED, NETWORK_ONLY, STRANGE, WORKERS_ONLY, climate_of
 
 HOURS = 60
 """In which each must be noticed here; by hand it may take a thousand."""
 WEATHER = {
     "absent_is_crash": WORKERS_ONLY,
     "copied_state": STRANGE,
+    "higher_fence_ignored": MIXED,
     "kills_ignored": WORKERS_ONLY,
     "old_attach_accepted": NETWORK_ONLY,
     "parents_fence_ignored": STRANGE,
+    "retry_not_fenced": STRANGE,
 }
 """In which a promise shows sooner than in others: a test that looks on is not worth the minute."""
 

@@ -21,6 +21,8 @@ ATTACH_IS_SENT = 5
 """Writes on a connection up to an agent's inventory: HELLO, CHALLENGE, PROOF, WELCOME, ATTACH."""
 GIVEN_UP = 20.0
 """Seconds of silence after which a worker is lost."""
+HELD = 8.0
+"""Seconds that a new master waits for those who were alive."""
 FOR_EVER = 1e9
 
 
@@ -41,6 +43,7 @@ MIXED = Climate(
         "power_cut": 2,
         "isolate": 3,
         "exile": 2,
+        "come_back_late": 2,
         "cut": 6,
         "half_cut": 4,
         "silence": 4,
@@ -70,7 +73,8 @@ STRANGE = Climate(
     {
         "kill_master": 4,
         "stop_master": 2,
-        "exile": 5,
+        "exile": 4,
+        "come_back_late": 5,
         "disaster": 3,
         "lose_the_thread": 7,
         "copy_the_state": 7,
@@ -141,18 +145,13 @@ class Weather:
         self.world.after(self.rng.choice((0.01, 1.0)) * self.rng.random(), self._strike, "kill_master")
 
     def something_is_decided(self, facts: Sequence[Fact]) -> None:
-        """Facts are on their way to the disk, and what follows from them is done already: a good moment, too. Whoever
-        was given up may well be back soon after."""
+        """Facts are on their way to the disk, and what follows from them is done already: a good moment, too."""
         if self.is_clear or "kill_master" not in self.climate.faults:
             return
         if any(isinstance(item, TasksReopened | WorkerGone) for item in facts) and self.rng.random() < 0.5:
             self.cluster.store.pace = 2.0
             self.world.after(0.1 * self.rng.random(), self._strike, "kill_master")
             self.world.after(1.0, self._disk_is_well)
-            gone = {item.worker for item in facts if isinstance(item, WorkerGone)}
-            for name, host in self.cluster.hosts.items():
-                if host.worker_id in gone:
-                    self.world.after(1.0 + 4.0 * self.rng.random(), self.cluster.network.rejoin, name)
 
     def _trouble(self, host: str, seconds: float = 0.0) -> None:
         """What a worker holds may be given to others from now on."""
@@ -329,10 +328,16 @@ class Weather:
 
     # ------------------------------------------------------------ the network
 
-    def exile(self, name: str = "") -> None:
+    def come_back_late(self) -> None:
+        """The busiest worker is away when the master dies, and back when others have just begun what it holds."""
+        hosts = self.cluster.hosts
+        self.exile(max(hosts, key=lambda name: len(hosts[name].processes)), 3.0 + HELD + 4.0 * self.rng.random())
+        self.world.after(1.0, self._strike, "kill_master")
+
+    def exile(self, name: str = "", seconds: float = 0.0) -> None:
         """A worker is away for longer than anybody waits for it, and comes back with all it had."""
         name = name or self.a_host()
-        seconds = GIVEN_UP * (0.9 + self.rng.random())
+        seconds = seconds or GIVEN_UP * (0.5 + 2.0 * self.rng.random())
         self._trouble(name, seconds + FINDS_OUT)
         self.cluster.network.isolate(name)
         self.world.after(seconds, self.cluster.network.rejoin, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import gc
@@ -10,6 +11,7 @@ import ipaddress
 import logging
 import os
 import random
+import resource
 import secrets
 import signal
 import sys
@@ -54,6 +56,8 @@ DEAD_AGENT = 3
 machine that lost its power says no goodbye, and two live agents of one work directory are a mistake."""
 MAX_EPOCHS_AHEAD = 100_000
 """A worker that has seen a later epoch than ours is believed up to here."""
+SPARE_FILES = 64
+"""Descriptors that no connection gets: the store, which ends the master when it cannot open a file, and uploads."""
 
 
 class Master:
@@ -334,16 +338,21 @@ class Master:
     def connections(self) -> int:
         return len(self.sessions)
 
-    def admit_stranger(self, session: Session) -> bool:
+    def admit_stranger(self, session: Session) -> None:
+        """Raises Busy."""
         limits = self.settings.limits
         if (
             self._strangers.total() >= limits.strangers
             or self._strangers[session.address] >= limits.strangers_per_address
         ):
-            return False
+            raise Busy("too many connections that have not said who they are", hint="try again in a moment")
+        if len(self.sessions) + SPARE_FILES >= resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
+            raise Busy(
+                f"{len(self.sessions)} connections are all that this master has open files for",
+                hint="raise the limit before it is started (ulimit -n)",
+            )
         self._strangers[session.address] += 1
         self.sessions.add(session)
-        return True
 
     def stranger_proved(self, session: Session) -> None:
         self._strangers[session.address] -= 1
@@ -421,6 +430,7 @@ async def run_master(settings: Settings, announce: Callable[[Master], None]) -> 
     # While a large state is read nothing becomes garbage; and the store's thread must not wait for the loop.
     gc.disable()
     sys.setswitchinterval(SWITCH_INTERVAL)
+    _raise_file_limit()
     master = Master(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -447,6 +457,13 @@ def _end_at_once(error: Exception) -> None:
     log.critical("the store failed, this master ends at once: %s", error)
     logging.shutdown()
     os._exit(StoreFailed.exit_code)
+
+
+def _raise_file_limit() -> None:
+    """A connection is an open file, and the usual limit of a thousand is for programs that have a few."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # some systems have a lower one of their own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _is_loopback(host: str) -> bool:

@@ -75,8 +75,10 @@ class Session(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if peer else ""
         limits = self.master.settings.limits
-        if not self.master.admit_stranger(self):
-            self._refuse(Busy("too many connections that have not said who they are", hint="try again in a moment"))
+        try:
+            self.master.admit_stranger(self)
+        except Busy as error:
+            self._refuse(error)
             return
         self._transport.set_write_buffer_limits(high=1 << 20)
         self._timer = asyncio.get_running_loop().call_later(limits.hello_timeout, self._never_proved)

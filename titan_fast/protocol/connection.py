@@ -185,7 +185,7 @@ class Connection:
         try:
             message, attachments = decode(op, body, bool(flags & layout.FLAG_ATTACHMENTS))
         except BadMessage as error:
-            return Incoming(op, request, is_reply, error=error)
+            return Incoming(op, request, is_reply, error=_bare(error))
         return Incoming(op, request, is_reply, message, attachments)
 
     def _collect(self, opcode: int, flags: int, request: int, body: bytes) -> bytes | None:
@@ -225,8 +225,14 @@ class Connection:
             if found != HOT_LAYOUTS[op]:
                 raise BadRecords(f"{op.name} with records of layout {found}")
         except BadRecords as error:
-            return Incoming(op, request, is_reply, error=error)
+            return Incoming(op, request, is_reply, error=_bare(error))
         return Incoming(op, request, is_reply, sequence=sequence, columns=columns, tail=tail)  # type: ignore[arg-type]
+
+
+def _bare(error: TitanError) -> TitanError:
+    """Without where it came from: frames that hold what we return would hold themselves, connection and all."""
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
 def too_large(limit: int) -> TooLarge:
