@@ -106,6 +106,10 @@ class Chaos(Cluster):
         for process in self._frozen:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
+        for client in self._clients:
+            client.stopping.set()
+        for client in self._clients:  # while there is a master to answer: nothing talks or writes when we are gone
+            client.join(timeout)
         super().stop(timeout)
         for proxy in self._proxies.values():
             proxy.close()

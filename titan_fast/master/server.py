@@ -96,7 +96,8 @@ class Master:
         self.tokens: dict[str, str] = {}
         self.token_files: list[Path] = []
         self.budget = Budget(settings.limits.unfinished)
-        self.sessions: set[Session] = set()
+        self.sessions: dict[Session, None] = {}
+        """Whoever is connected, in the order of coming: what happens to all of them happens in that order."""
         self.worker_sessions: dict[str, Session] = {}
         self._store_epoch = 0
         """Of the store, which has a new one a moment before we do."""
@@ -352,7 +353,7 @@ class Master:
                 hint="raise the limit before it is started (ulimit -n)",
             )
         self._strangers[session.address] += 1
-        self.sessions.add(session)
+        self.sessions[session] = None
 
     def stranger_proved(self, session: Session) -> None:
         self._strangers[session.address] -= 1
@@ -410,7 +411,7 @@ class Master:
 
     def session_closed(self, session: Session) -> None:
         if session in self.sessions:
-            self.sessions.discard(session)
+            del self.sessions[session]
             if session.role == "stranger":
                 self.stranger_proved(session)
         self.watchers.session_closed(session)
