@@ -304,6 +304,18 @@ class StoreFailed(InternalError):
     code = "store_failed"
 
 
+class StoreFenced(StoreFailed):
+    """Another master has opened this store after us; nothing of the commit was written."""
+
+    code = "store_fenced"
+
+
+class StoreUnknown(StoreFailed):
+    """A commit failed in a way that leaves open whether it is on the disk. Nobody may be told anything any more."""
+
+    code = "store_unknown"
+
+
 class StoreTooNew(StoreFailed):
     """A newer program wrote the state; an older one must not touch it."""
 

@@ -6,7 +6,9 @@ import asyncio
 import threading
 import time
 
-from titan_fast.errors import DiskFull
+import pytest
+
+from titan_fast.errors import DiskFull, StoreUnknown
 from titan_fast.master.committer import ThreadCommitter
 from titan_fast.scheduler.facts import WorkerGone
 
@@ -179,3 +181,18 @@ def test_closing_writes_what_there_is():
         assert store.commits == [["w1", "w2"]]
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [DiskFull("no room"), StoreUnknown("who knows")])
+def test_nothing_is_written_after_something_that_is_not(error):
+    async def scenario(committer, store, told):
+        store.errors = [error]
+        committer.put([fact(1)], 1)
+        committer.hurry()
+        committer.put([fact(2)], 2)
+        store.gate.release(100)
+        await told.change()
+        assert committer.close() == 0
+        assert store.commits == [], "what survives is a prefix"
+
+    with_committer(scenario)

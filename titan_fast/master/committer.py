@@ -115,6 +115,8 @@ class ThreadCommitter:
         self._timer: asyncio.TimerHandle | None = None
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._closing = threading.Event()
+        self._has_failed = False
+        """The thread's: something was not written, so nothing after it may be."""
         self._thread = threading.Thread(target=self._work, name="titan-store", daemon=True)
         self._thread.start()
 
@@ -184,21 +186,28 @@ class ThreadCommitter:
             job()
 
     def _commit(self, facts: list[Fact], position: int) -> None:
-        while True:
-            try:
-                self._store.commit(self._epoch(), facts)
-            except DiskFull as error:
-                self._tell(self._listener.disk_is_full, error)
-                if self._closing.wait(TRY_AGAIN):
-                    log.error("%d facts could not be written: %s", len(facts), error)
-                    return
-                continue
-            except Exception as error:
-                self._tell(self._listener.store_failed, error)
-                return
+        while not self._has_failed and not self._is_written(facts, position):
+            if self._closing.wait(TRY_AGAIN):
+                self._give_up(facts)
+
+    def _is_written(self, facts: list[Fact], position: int) -> bool:
+        """False: the disk is full, and another try makes sense."""
+        try:
+            self._store.commit(self._epoch(), facts)
+        except DiskFull as error:
+            self._tell(self._listener.disk_is_full, error)
+            return False
+        except Exception as error:
+            self._has_failed = True
+            self._tell(self._listener.store_failed, error)
+        else:
             self._durable = position
             self._tell(self._committed, position)
-            return
+        return True
+
+    def _give_up(self, facts: list[Fact]) -> None:
+        self._has_failed = True
+        log.error("the disk is full: %d facts could not be written", len(facts))
 
     def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
         if not self._loop.is_closed():

@@ -11,9 +11,8 @@ import msgspec
 import pytest
 from samples import accepted, ended, forget, forgotten, kv, run_ended
 
-from titan_fast.errors import StateLocked, StoreFailed, StoreTooNew
+from titan_fast.errors import StateLocked, StoreFailed, StoreFenced, StoreTooNew
 from titan_fast.master.store import rows, schema, sqlite
-from titan_fast.master.store.base import Fenced
 from titan_fast.master.store.bodies import Bodies
 from titan_fast.master.store.sqlite import SqliteStore
 from titan_fast.model.spec import Affinity, GraphSpec, Retry, TaskSpec, Work
@@ -121,11 +120,11 @@ def test_a_state_of_the_same_epoch_that_is_not_ours_is_not_written_to(store: Sql
     """Somebody put a copy in our file's place: the epoch may be the same, the nonce is not."""
     with closing(database(folder)) as db:
         db.execute("UPDATE meta SET nonce = 'of another'")
-    with pytest.raises(Fenced):
+    with pytest.raises(StoreFenced):
         store.commit(1, [accepted(1)])
-    with pytest.raises(Fenced):
+    with pytest.raises(StoreFenced):
         store.prune(1.0)
-    with pytest.raises(Fenced):
+    with pytest.raises(StoreFenced):
         store.tidy(1.0)
 
 
@@ -172,6 +171,18 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreFailed, match=r"file/state/state\.sqlite cannot be used"):
         SqliteStore(tmp_path / "file" / "state").open()
+
+
+@pytest.mark.parametrize("leave", ["nothing", "an empty file"])
+def test_a_state_whose_file_is_gone_is_not_begun_anew(folder: Path, leave: str) -> None:
+    store = SqliteStore(folder)
+    store.open()
+    store.close()
+    (folder / schema.FILE).unlink()
+    if leave == "an empty file":
+        (folder / schema.FILE).touch()
+    with pytest.raises(StoreFailed, match=r"had a state, and state\.sqlite is not there any more"):
+        SqliteStore(folder).open()
 
 
 def test_a_creation_that_was_cut_short_is_begun_again(folder: Path) -> None:

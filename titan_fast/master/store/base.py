@@ -1,8 +1,8 @@
 """The contract of a store: facts go in, in order; what survives a crash is always a prefix of them.
 
 `commit` blocks and is called by one thread at a time (the committer's); everything that reads may be called from
-another one meanwhile and sees what is committed. Fenced and Unknown end the process: after either nothing is known
-about what the file holds. Files by content (`titan_fast.master.artifacts`) are a second, smaller contract.
+another one meanwhile and sees what is committed. StoreFenced and StoreUnknown end the process: after either nothing
+is known about what the file holds. Files by content (`titan_fast.master.artifacts`) are a second, smaller contract.
 """
 
 from __future__ import annotations
@@ -12,20 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from titan_fast.errors import StoreFailed
 from titan_fast.scheduler.facts import Fact, Key, KvChanged, RunRecord, WorkerRegistered
-
-
-class Fenced(StoreFailed):
-    """Another master has opened this store after us; nothing of the commit was written."""
-
-    code = "store_fenced"
-
-
-class Unknown(StoreFailed):
-    """A commit failed in a way that leaves open whether it is on the disk. Nobody may be told anything any more."""
-
-    code = "store_unknown"
 
 
 class AttemptRow(msgspec.Struct, frozen=True, gc=False):
@@ -124,7 +111,7 @@ class Store(Protocol):
         """Returns when the facts are durable, all of them, after everything committed before.
 
         Raises:
-            Fenced, Unknown: see there. DiskFull: nothing was written; the same facts may be committed again.
+            StoreFenced, StoreUnknown: see there. DiskFull: nothing was written; the same facts may be committed again.
         """
 
     def attempts(self, run: int, index: int) -> list[AttemptRow]:

@@ -24,12 +24,15 @@ class Bodies:
         self.has_strays = True
         """There may be files nobody names: unknown at the start, and after runs are forgotten."""
 
+    def make(self) -> None:
+        """The folder itself: that it is there says that there was a state beside it."""
+        self.folder.mkdir(exist_ok=True, mode=0o700)
+
     def keep(self, digest: str, body: bytes) -> None:
         """Returns when the file is safe. Raises OSError."""
         place = self.folder / digest
         if place.exists():
             return
-        self.folder.mkdir(exist_ok=True, mode=0o700)
         write_safely(place, body)
 
     def read(self, digest: str) -> bytes:

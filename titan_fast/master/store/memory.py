@@ -10,8 +10,8 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 
-from titan_fast.errors import InvalidUsage
-from titan_fast.master.store.base import ArtifactRow, AttemptRow, Fenced, Loaded, Opened, Pruned, RunHead
+from titan_fast.errors import InvalidUsage, StoreFenced
+from titan_fast.master.store.base import ArtifactRow, AttemptRow, Loaded, Opened, Pruned, RunHead
 from titan_fast.master.store.retention import KEEP_AFTER_RUN, KEEP_EPOCHS, KEEP_REPLIES
 from titan_fast.master.store.rows import Happened, answer_of, begun, dropped, ended, run_head
 from titan_fast.scheduler.facts import (
@@ -171,7 +171,7 @@ class MemoryStore:
 
     def commit(self, epoch: int, facts: Sequence[Fact]) -> None:
         if not epoch == self._epoch == self._kept.epoch:
-            raise Fenced(f"another master has opened this memory after this one (epoch {epoch})")
+            raise StoreFenced(f"another master has opened this memory after this one (epoch {epoch})")
         self.commits += 1
         self.facts += len(facts)
         for fact in facts:

@@ -19,9 +19,9 @@ from typing import Literal, TypeVar, cast
 
 import apsw
 
-from titan_fast.errors import DiskFull, InvalidUsage, StateLocked, StoreFailed
+from titan_fast.errors import DiskFull, InvalidUsage, StateLocked, StoreFailed, StoreFenced, StoreUnknown
 from titan_fast.master.store import retention, rows, schema
-from titan_fast.master.store.base import ArtifactRow, AttemptRow, Fenced, Loaded, Opened, Pruned, RunHead, Unknown
+from titan_fast.master.store.base import ArtifactRow, AttemptRow, Loaded, Opened, Pruned, RunHead
 from titan_fast.master.store.bodies import Bodies, sync_file, sync_folder
 from titan_fast.master.store.schema import fetch
 from titan_fast.scheduler.facts import (
@@ -93,12 +93,23 @@ class SqliteStore:
             if not self.folder.exists():
                 self.folder.mkdir(parents=True, mode=0o700)
                 sync_folder(self.folder.parent)
+            self._must_not_be_lost()
             self._write = schema.connect(self._path, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE, self._vfs)
             schema.claim_file(self._write, self._path)
             self._prepare()
             self._read = schema.connect(self._path, apsw.SQLITE_OPEN_READONLY, self._vfs)
             ((self.history,),) = fetch(self._read, "SELECT history FROM meta")
+            self._bodies.make()
         return self.raise_epoch(0)
+
+    def _must_not_be_lost(self) -> None:
+        """Raises StoreFailed: the folder had a state, and its file is gone. An empty one in its place would end all
+        that runs, as unknown."""
+        if self._bodies.folder.exists() and not (self._path.exists() and self._path.stat().st_size):
+            raise StoreFailed(
+                f"{self.folder} had a state, and {self._path.name} is not there any more",
+                hint="put it back; or move the folder away and restore a backup, or begin anew",
+            )
 
     def _prepare(self) -> None:
         """Settings of the writing connection; everything promised before is in the file itself when it returns."""
@@ -185,10 +196,10 @@ class SqliteStore:
         """What is written in here is on the disk after it, or not at all; one statement alone is that by itself.
 
         Raises:
-            Fenced, Unknown, DiskFull, as `commit`.
+            StoreFenced, StoreUnknown, DiskFull, as `commit`.
         """
         if self._is_lost:
-            raise Unknown(f"a write to {self._path} failed before", hint="start the master again")
+            raise StoreUnknown(f"a write to {self._path} failed before", hint="start the master again")
         try:
             if several:
                 self._write.execute("BEGIN IMMEDIATE")
@@ -221,8 +232,8 @@ class SqliteStore:
         except apsw.Error as error:
             raise self._unknown(error) from None
 
-    def _fenced(self) -> Fenced:
-        return Fenced(
+    def _fenced(self) -> StoreFenced:
+        return StoreFenced(
             f"another master has opened {self._path} after this one (epoch {self._epoch})",
             hint="run one master on a state directory",
         )
@@ -230,9 +241,9 @@ class SqliteStore:
     def _disk_full(self) -> DiskFull:
         return DiskFull(f"no space is left on the disk of {self.folder}", hint="make room; what was accepted goes on")
 
-    def _unknown(self, error: Exception) -> Unknown:
+    def _unknown(self, error: Exception) -> StoreUnknown:
         self._is_lost = True
-        return Unknown(
+        return StoreUnknown(
             f"writing to {self._path} failed ({error}): whether it is on the disk is not known",
             hint="look at the disk, then start the master again",
         )
@@ -430,6 +441,7 @@ class SqliteStore:
             with schema.verified(target / schema.FILE) as copy:
                 named = schema.bodies_of(copy)
             bodies = Bodies(target / schema.BODIES)
+            bodies.make()
             for digest in named:
                 bodies.keep(digest, self._bodies.read(digest))
             sync_file(target / schema.FILE)

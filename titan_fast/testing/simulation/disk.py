@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from unittest import mock
 
-from titan_fast.errors import DiskFull
+from titan_fast.errors import DiskFull, StoreUnknown
 from titan_fast.master.committer import TRY_AGAIN, Listener, ThreadCommitter
-from titan_fast.master.store.base import Opened, Unknown
+from titan_fast.master.store.base import Opened
 from titan_fast.master.store.memory import MemoryStore
 from titan_fast.scheduler.facts import Fact
 from titan_fast.testing.simulation.world import Program, World
@@ -69,7 +69,7 @@ class SimulatedStore(MemoryStore):
             self.world.note("commit", len(facts))
             self.on_commit(facts)
         if is_broken:
-            raise Unknown("the simulated disk failed")
+            raise StoreUnknown("the simulated disk failed")
 
     def close(self) -> None:
         """The disk outlives its masters."""
@@ -82,23 +82,20 @@ class SimulatedCommitter(ThreadCommitter):
         with mock.patch.object(threading, "Thread"):
             super().__init__(store, epoch, listener)
         self._jobs = self._thread = _Thread(program, store)  # type: ignore[assignment]
+        self._waiting: list[Fact] = []
+        """What the disk has no room for."""
 
     def _commit(self, facts: list[Fact], position: int) -> None:
         """As the real one, but for how it waits before the next try."""
-        try:
-            self._store.commit(self._epoch(), facts)
-        except DiskFull as error:
-            self._tell(self._listener.disk_is_full, error)
-            self._loop.call_later(TRY_AGAIN, self._commit_again, facts, position)
-        except Exception as error:
-            self._tell(self._listener.store_failed, error)
-        else:
-            self._durable = position
-            self._tell(self._committed, position)
+        if self._waiting and not self._has_failed:
+            self._give_up(self._waiting)  # a closing committer waits no longer
+        self._try(facts, position)
 
-    def _commit_again(self, facts: list[Fact], position: int) -> None:
-        if not self._closing.is_set():
-            self._commit(facts, position)
+    def _try(self, facts: list[Fact], position: int) -> None:
+        self._waiting = []
+        if not self._has_failed and not self._is_written(facts, position):
+            self._waiting = facts
+            self._loop.call_later(TRY_AGAIN, self._try, facts, position)
 
 
 class _Thread:
