@@ -8,8 +8,9 @@ import msgspec
 import pytest
 from samples import ARTIFACT, PROJECT, accepted, ended, forget, forgotten, kv, published, registered, run_ended
 
+from titan_fast.errors import StoreFenced
 from titan_fast.ids import make_fence
-from titan_fast.master.store.base import ArtifactRow, AttemptRow, Fenced, Pruned, RunHead, Store
+from titan_fast.master.store.base import ArtifactRow, AttemptRow, Pruned, RunHead, Store
 from titan_fast.scheduler.facts import (
     AttemptsRunning,
     CancelAsked,
@@ -68,13 +69,13 @@ def test_a_master_that_was_followed_by_another_writes_nothing_more(another: Anot
     first.commit(epoch, [accepted(1)])
     second = another()
     second.open()
-    with pytest.raises(Fenced):
+    with pytest.raises(StoreFenced):
         first.commit(epoch, [accepted(2)])
     assert unfinished(second) == [1]
 
 
 def test_a_commit_under_another_epoch_is_refused(store: Store) -> None:
-    with pytest.raises(Fenced):
+    with pytest.raises(StoreFenced):
         store.commit(2, [accepted(1)])
     assert unfinished(store) == []
 

@@ -13,9 +13,8 @@ from report import Report
 from samples import accepted, ended, kv
 from test_sqlite import large_graph
 
-from titan_fast.errors import DiskFull, TitanError
+from titan_fast.errors import DiskFull, StoreUnknown, TitanError
 from titan_fast.master.store import bodies, sqlite
-from titan_fast.master.store.base import Unknown
 from titan_fast.master.store.sqlite import SqliteStore
 from titan_fast.scheduler.facts import Fact
 
@@ -45,8 +44,8 @@ def promised(store: SqliteStore) -> tuple[int, int, bool]:
             store.commit(epoch, group(done + 1))
         except DiskFull:
             continue  # the same facts again
-        except Unknown:
-            with pytest.raises(Unknown):
+        except StoreUnknown:
+            with pytest.raises(StoreUnknown):
                 store.commit(epoch, group(done + 1))
             return done, done + 1, True
         done += 1
@@ -156,10 +155,10 @@ def test_a_large_graph_that_cannot_be_written_was_never_accepted(
     store.commit(1, [large_graph(1)])
     assert store.run(1).accepted == large_graph(1)
     fails(errno.EIO)
-    with pytest.raises(Unknown, match="the sync fails"):
+    with pytest.raises(StoreUnknown, match="the sync fails"):
         store.commit(1, [large_graph(2, "other")])
     monkeypatch.undo()
-    with pytest.raises(Unknown):
+    with pytest.raises(StoreUnknown):
         store.commit(1, group(3))
     store.close()
 
@@ -170,7 +169,7 @@ def test_a_program_that_keeps_the_file_locked_is_named(tmp_path: Path, monkeypat
     store.open()
     other = apsw.Connection(str(tmp_path / "state" / "state.sqlite"))
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(Unknown, match="locked"):
+    with pytest.raises(StoreUnknown, match="locked"):
         store.commit(1, group(1))
     other.close()
     store.close()
