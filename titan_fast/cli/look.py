@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,6 +15,13 @@ from titan_fast.ids import TaskId
 from titan_fast.protocol import messages as msg
 from titan_fast.sdk import calls
 
+if TYPE_CHECKING:
+    from titan_fast.sdk.client import Client
+
+P = TypeVar("P", bound=calls.Page)
+
+MANY = 10_000
+"""Rows to ask for at once, at most."""
 STATES = {
     "runs": ("PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"),
     "tasks": ("PENDING", "RUNNING", "COMPLETED", "FAILED", "SKIPPED", "CANCELLED", "DEAD"),
@@ -45,28 +53,50 @@ def ls(
         if what == "workers":
             return _write_workers([worker for worker in client.workers() if state in ("", worker.state)], as_json)
         number = 0 if what == "runs" else calls.task_id(run_id).run or 0
-        page = client.call(calls.list_page(what, number, state, "", limit))
+        rows, page = _gather(
+            client,
+            lambda cursor, left: calls.list_page(what, number, state, cursor, left),
+            lambda page: page.runs if what == "runs" else page.tasks,
+            limit,
+        )
     output.warn_unless(page.durable)
     if what == "runs":
         if as_json:
-            output.write_json([output.run_document(row) for row in page.runs])
+            output.write_json([output.run_document(row) for row in rows])
             return 0
         output.table(
             ["RUN", "NAME", "STATE", "TASKS", "SUBMITTED", "TOOK", "REASON"],
             (
                 (row.id, row.name, row.state, _progress(row), output.clock(row.submitted_at), _took(row), row.reason)
-                for row in page.runs
+                for row in rows
             ),
             "no runs yet: titan-fast run FILE.yaml",
         )
     else:
-        _write_tasks(page.tasks, as_json)
+        _write_tasks(rows, as_json)
     if page.next and not as_json:
         click.echo("… more: -n N", err=True)
     return 0
 
 
 ps = ls
+
+
+def _gather(
+    client: Client,
+    page_at: Callable[[str, int], calls.Call[P]],
+    rows_of: Callable[[P], Sequence[Any]],
+    limit: int,
+    cursor: str = "",
+) -> tuple[list[Any], P]:
+    """(up to ``limit`` rows from a cursor on, the page with the last of them). A master gives as many as fit a page."""
+    rows: list[Any] = []
+    while True:
+        page = client.call(page_at(cursor, min(limit - len(rows), MANY)))
+        rows += rows_of(page)
+        cursor = page.next
+        if not cursor or len(rows) >= limit:
+            return rows, page
 
 
 def _progress(run: msg.RunRow) -> str:
@@ -80,7 +110,7 @@ def _took(run: msg.RunRow) -> str:
     return output.span((run.finished_at or time.time()) - run.started_at)
 
 
-def _write_tasks(tasks: tuple[msg.TaskRow, ...], as_json: bool) -> None:
+def _write_tasks(tasks: Sequence[msg.TaskRow], as_json: bool) -> None:
     if as_json:
         output.write_json([output.task_document(task) for task in tasks])
         return
@@ -140,7 +170,7 @@ def workers(master: str | None, token_file: str | None, as_json: bool) -> int:
 @click.argument("target", metavar="ID", default="last")
 @click.option("--tree", is_flag=True, help="the tasks by their dependencies")
 @click.option("--cursor", default="", help="where a page begins (the last one's `next`)")
-@click.option("-n", "--limit", default=1000, help="tasks in a page", type=click.IntRange(1, 10_000))
+@click.option("-n", "--limit", default=1000, help="at most so many tasks", type=click.IntRange(1))
 @output.client_options
 def show(
     target: str,
@@ -154,11 +184,14 @@ def show(
     """A run with its tasks, or one task."""
     wanted = calls.task_id(target)
     with output.connect(master, token_file) as client:
-        shown = client.call(calls.show(wanted, cursor, limit))
+        wanted = client.exact(wanted)
+        tasks, shown = _gather(
+            client, lambda at, left: calls.show(wanted, at, left), lambda shown: shown.tasks, limit, cursor
+        )
     output.warn_unless(shown.durable)
     document: dict[str, Any] = output.run_document(shown.run)
     if as_json:
-        document["tasks"] = [output.task_document(task) for task in shown.tasks]
+        document["tasks"] = [output.task_document(task) for task in tasks]
         document["next"] = shown.next or None
         output.write_json(document)
         return 0
@@ -170,17 +203,17 @@ def show(
     )
     click.echo("  " + ", ".join(f"{n} {state}" for state, n in run.counts.items() if n))
     if tree:
-        _write_tree(shown)
+        _write_tree(tasks)
     else:
-        _write_tasks(shown.tasks, False)
+        _write_tasks(tasks, False)
     if shown.next:
         click.echo(f"… more: titan-fast show {target} --cursor {shown.next}", err=True)
     return 0
 
 
-def _write_tree(shown: msg.Shown) -> None:
+def _write_tree(tasks: Sequence[msg.TaskRow]) -> None:
     """Each task below the first of its parents; what it needs besides stands beside it. A worklist, not recursion."""
-    rows = {task.name: task for task in shown.tasks}
+    rows = {task.name: task for task in tasks}
     arrays: dict[str, list[str]] = {}
     for name in rows:
         arrays.setdefault(name.partition("[")[0] if name.endswith("]") else name, []).append(name)
