@@ -151,6 +151,27 @@ def test_a_process_starts_when_its_submit_is_durable_and_the_next_ones_do_not_wa
     with_master(tmp_path, scenario, monkeypatch)
 
 
+def test_a_process_starts_again_when_the_retry_is_durable(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        worker = await Peer.connect(master, "worker")
+        await worker.attach()
+        client = await Peer.connect(master, "client")
+        client.say(msg.Submit(graph=GRAPH))
+        assert [(await worker.next()).op for _ in range(2)] == [Op.VERDICT, Op.SPEC]
+        first = await worker.next()
+        run, fence = first.columns[0][0], first.columns[6][0]
+        worker.say_hot(Op.RESULT, 1, ([run], [0], [0], [0], [0], [fence], [1], [1], [1], [0], [0]))
+        assert (await worker.next()).op is Op.ACK
+        store.gate.clear()
+        client.say(msg.Retry(run=run))
+        await worker.hears_nothing()
+        store.gate.set()
+        assert (await worker.next()).op is Op.SPEC
+        assert (await worker.next()).op is Op.ASSIGN
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
 def test_a_verdict_waits_for_the_registration_and_assignments_wait_for_the_verdict(tmp_path, monkeypatch):
     async def scenario(master, store):
         client = await Peer.connect(master, "client")

@@ -30,6 +30,7 @@ WITNESSES = {
     "acknowledge_before_commit": (f"{PROMISES}::test_a_submit_is_answered_when_it_is_durable_and_not_before",),
     "assign_before_admission": (
         f"{PROMISES}::test_a_process_starts_when_its_submit_is_durable_and_the_next_ones_do_not_wait",
+        f"{PROMISES}::test_a_process_starts_again_when_the_retry_is_durable",
     ),
     "durable_when_made": (f"{PROMISES}::test_a_submit_is_answered_when_it_is_durable_and_not_before",),
     "keys_consumed_by_failures": (f"{PROMISES}::test_a_refused_request_does_not_use_up_its_key",),

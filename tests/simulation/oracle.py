@@ -55,6 +55,7 @@ class Task:
         "good",
         "kept_not_before",
         "not_before",
+        "reopening",
         "state",
         "told",
     )
@@ -79,6 +80,8 @@ class Task:
         """World time at which its backoff is over."""
         self.kept_not_before = 0.0
         """The same, as far as the disk knows: a crash takes the rest back."""
+        self.reopening = 0
+        """The newest fence there was when a retry was made of which the disk does not know; 0: there is none."""
         self.attempts: list[Process] = []
         self.told: dict[int, str] = {}
         """Generation -> the final state clients were told."""
@@ -213,6 +216,7 @@ class Oracle:
         self.must(
             not task.cancelled_at or process.fence <= task.cancelled_at, name, "is a new attempt after its cancel"
         )
+        self.must(not task.reopening or process.fence <= task.reopening, name, "starts though its retry is not durable")
         for before in task.attempts:
             self._is_no_double(name, book, index, before, process)
         task.attempts.append(process)
@@ -343,6 +347,7 @@ class Oracle:
                     for task in book.tasks[first : first + count]:
                         task.cancelled_at = 0
                         task.not_before = 0.0
+                        task.reopening = item.floor
                         task.attempts.clear()  # it runs again, and that is what was asked for
 
     def on_open(self, opened: Opened) -> None:
@@ -450,6 +455,7 @@ class Oracle:
                 task.state, task.generation, task.floor = "PENDING", task.generation + 1, max(task.floor, floor)
                 task.failures = task.crashes = task.cancelled_at = 0
                 task.kept_not_before = 0.0
+                task.reopening = 0
                 task.cancel_kept = False
                 book.open[book.spec_of[index]] += 1
 

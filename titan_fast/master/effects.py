@@ -17,7 +17,7 @@ from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import send, send_hot
 from titan_fast.protocol.opcodes import Op
 from titan_fast.scheduler import commands as cmd
-from titan_fast.scheduler.facts import Fact, RunAccepted
+from titan_fast.scheduler.facts import Fact, RunAccepted, TasksReopened
 from titan_fast.scheduler.state import Run
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Effects:
         self._master = master
         self._acknowledge: dict[Session, None] = {}
         self._accepted: dict[int, int] = {}
-        """Runs whose admission is not durable yet, and the position of that fact."""
+        """Runs whose admission, or last retry, is not durable yet, and the position of that fact."""
 
     def acknowledge(self, session: Session) -> None:
         """This session's results are in this turn's facts."""
@@ -56,13 +56,13 @@ class Effects:
     def assign(self, commands: Iterable[cmd.Command], facts: Sequence[Fact]) -> None:
         """The turn's assignments: one frame per worker, specs first where the worker has not seen them.
 
-        They leave at once. Only those of a run whose admission is not durable yet wait for it: a process that has
-        started cannot be taken back, and its run might never have been.
+        They leave at once. Only those of a run whose admission or retry is not durable yet wait for it: a process that
+        has started cannot be taken back, and it might never have been asked for.
         """
         pump = self._master.pump
         self._accepted = {run: position for run, position in self._accepted.items() if position > pump.durable}
         for position, fact in enumerate(facts, pump.position - len(facts) + 1):
-            if isinstance(fact, RunAccepted):
+            if isinstance(fact, RunAccepted | TasksReopened):
                 self._accepted[fact.run] = position
         batches: dict[tuple[str, int], _Batch] = {}
         for command in commands:

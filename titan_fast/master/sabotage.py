@@ -18,7 +18,7 @@ BREAKS = {
     ACKNOWLEDGE_BEFORE_COMMIT: "Replies and acknowledgements leave at once.",
     VERDICT_BEFORE_COMMIT: "A verdict, and assignments to a new worker, leave before what they rest on is durable.",
     KILL_BEFORE_COMMIT: "An attempt is ended though a crash may undo the reason.",
-    ASSIGN_BEFORE_ADMISSION: "A process of a run starts though a crash may undo that the run was ever submitted.",
+    ASSIGN_BEFORE_ADMISSION: "A process starts though a crash may undo that its run was ever submitted, or retried.",
     OLD_ATTACH_ACCEPTED: "An ATTACH of an earlier connection replaces a later one.",
     STALE_SESSION_ACCEPTED: "What arrives over a connection that was replaced still counts.",
     REPLIES_NOT_STORED: "A repeated request is carried out again.",
