@@ -543,6 +543,20 @@ def test_a_cancel_during_the_hold_waits_for_whoever_may_hold_it() -> None:
     assert harness.states(run) == {"a": "CANCELLED", "b": "CANCELLED"}
 
 
+def test_what_was_cancelled_during_the_hold_is_not_skipped_when_its_parent_fails_meanwhile() -> None:
+    harness = with_workers("w1", "w2")
+    run = harness.submit([task("a"), array("b", 4, "a")])
+    held = harness.start("w1")
+    harness.restart(grace=10.0)
+    harness.cancel(run, "b", 1)
+    harness.cancel(run, "b", 2)
+    harness.attach("w1")
+    harness.end("w1", held, code=1)
+    assert list(harness.states(run).values()) == ["FAILED", "SKIPPED", "CANCELLED", "CANCELLED", "SKIPPED"]
+    harness.attach("w2")
+    assert harness.run_state(run) == "FAILED"
+
+
 def test_a_result_from_before_a_cancel_cannot_undo_it() -> None:
     harness = with_workers("w")
     run = harness.submit(chain("a", "b"))

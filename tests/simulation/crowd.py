@@ -5,6 +5,7 @@ were told. What they were told is what the oracle holds the cluster to.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -118,6 +119,7 @@ class Client:
         self._address = address
         self._token = token
         self._line: _Line | None = None
+        self._was_cut_off = asyncio.Event()
         self._counter = 0
         self._revisions = dict.fromkeys(KEYS, 0)
         """Of keys, as this client saw them last."""
@@ -142,6 +144,8 @@ class Client:
 
     def _drop(self, line: _Line) -> None:
         line.hang_up()
+        self._was_cut_off.set()
+        self._was_cut_off.clear()
         if self._line is line:
             self._line = None
 
@@ -332,6 +336,8 @@ class Client:
                 await self.cancel(run, *self.a_task(shape))
             if self.rng.random() < 0.3 and not shape.is_endless:
                 await self.retry(run)
+        elif mood < 0.35:
+            await self._begin_again_when_nobody_answers(run)
         nosy = asyncio.create_task(self._look_often(run)) if mood > 0.6 else None
         update = await self.wait(run)
         if nosy is not None:
@@ -341,6 +347,13 @@ class Client:
             await self.retry(run)
             await self.wait(run)
         await self.show(run)
+
+    async def _begin_again_when_nobody_answers(self, run: int) -> None:
+        """As people do who think that it hangs: by then the next master does not know yet what runs."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._was_cut_off.wait(), 40)
+            await self.cancel(run)
+            await self.retry(run)
 
     async def _look_often(self, run: int) -> None:
         while True:

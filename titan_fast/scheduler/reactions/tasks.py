@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
+from itertools import groupby
 
 from titan_fast._layout import RESULT_PREFIX
 from titan_fast.ids import Ending
@@ -484,8 +485,24 @@ def decide(state: State, run: Run, spec: int, out: Outbox) -> bool:
     # As old as the ends it follows from: decided again after a crash, it outdates no attempt that came after those.
     floor = max((run.best[parent] for parent in run.parents_of(spec)), default=run.floor)
     for first, count in blocked:
-        settle_members(state, run, spec, first, count, to, reason, bit, floor, out)
+        for is_asked, start, length in _asked_to_end(run, first, count):
+            if is_asked:  # of a run that was held then: it goes as its client was told
+                settle_members(state, run, spec, start, length, S.CANCELLED, "cancelled", CANCELLED, floor, out)
+            else:
+                settle_members(state, run, spec, start, length, to, reason, bit, floor, out)
     return not blocked or bool(run.open[spec])
+
+
+def _asked_to_end(run: Run, first: int, count: int) -> list[tuple[bool, int, int]]:
+    """(whether a cancel waits for them, first, count) of a stretch."""
+    if not run.cancel_asked:
+        return [(False, first, count)]
+    found = []
+    for is_asked, members in groupby(range(first, first + count), run.cancel_asked.__contains__):
+        of = list(members)
+        found.append((is_asked, of[0], len(of)))
+    run.cancel_asked.difference_update(range(first, first + count))
+    return found
 
 
 def judged(outcome: int) -> int:
