@@ -336,7 +336,7 @@ class Client:
                 await self.cancel(run, *self.a_task(shape))
             if self.rng.random() < 0.3 and not shape.is_endless:
                 await self.retry(run)
-        elif mood < 0.35:
+        elif mood < 0.45:
             await self._begin_again_when_nobody_answers(run)
         nosy = asyncio.create_task(self._look_often(run)) if mood > 0.6 else None
         update = await self.wait(run)
@@ -351,8 +351,9 @@ class Client:
     async def _begin_again_when_nobody_answers(self, run: int) -> None:
         """As people do who think that it hangs: by then the next master does not know yet what runs."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._was_cut_off.wait(), 40)
+            await asyncio.wait_for(self._was_cut_off.wait(), 60)
             await self.cancel(run)
+            await self.wait(run)
             await self.retry(run)
 
     async def _look_often(self, run: int) -> None:

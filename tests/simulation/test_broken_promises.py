@@ -19,7 +19,7 @@ WEATHER = {
     "kills_ignored": WORKERS_ONLY,
     "old_attach_accepted": NETWORK_ONLY,
     "parents_fence_ignored": STRANGE,
-    "retry_not_fenced": STRANGE,
+    "retry_not_fenced": MIXED,
 }
 """In which a promise shows sooner than in others: a test that looks on is not worth the minute."""
 
