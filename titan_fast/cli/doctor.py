@@ -22,7 +22,7 @@ class Check:
     """One line of the report."""
 
     def __init__(self, name: str, ok: bool, detail: str, fix: str = "") -> None:
-        self.name, self.ok, self.detail, self.fix = name, ok, detail, fix
+        self.name, self.ok, self.detail, self.fix = name, ok, detail, "" if ok else fix
 
 
 def _checks(master: str | None, token_file: str | None) -> Iterator[Check]:
@@ -32,7 +32,7 @@ def _checks(master: str | None, token_file: str | None) -> Iterator[Check]:
     home = config.home()
     probe = next(path for path in (home, *home.parents) if path.exists())
     writable = os.access(probe, os.W_OK)
-    yield Check("home", writable, str(home), "" if writable else "set TITAN_HOME to a folder you may write to")
+    yield Check("home", writable, str(home), "set TITAN_HOME to a folder you may write to")
     free = shutil.disk_usage(probe).free
     yield Check("disk", free > MIN_FREE, f"{free >> 20} MiB free", "make room: work stops below 256 MiB")
     yield Check(
@@ -49,7 +49,7 @@ def _engine() -> Iterator[Check]:
 
     compiled = _accel.accel == "compiled"
     detail = _accel.accel + (f" ({_accel.why})" if _accel.why else "")
-    yield Check("accel", compiled, detail, "" if compiled else "install a C compiler and reinstall titan-fast")
+    yield Check("accel", compiled, detail, "install a C compiler and reinstall titan-fast")
     yield Check("uvloop", has_uvloop(), "installed" if has_uvloop() else "missing", "pip install uvloop")
 
 
@@ -60,11 +60,9 @@ def _kernel() -> Iterator[Check]:
             os.close(os.pidfd_open(os.getpid()))
         except OSError:
             pidfd = False
-    yield Check("pidfd", pidfd, "there" if pidfd else "missing", "" if pidfd else "a kernel from 5.3 on is faster here")
+    yield Check("pidfd", pidfd, "there" if pidfd else "missing", "a kernel from 5.3 on is faster here")
     linux = sys.platform == "linux"
-    yield Check(
-        "subreaper", linux, "there" if linux else "missing", "" if linux else "orphans of tasks are found less surely"
-    )
+    yield Check("subreaper", linux, "there" if linux else "missing", "orphans of tasks are found less surely")
 
 
 def _cluster(master: str | None, token_file: str | None) -> Iterator[Check]:
@@ -72,6 +70,7 @@ def _cluster(master: str | None, token_file: str | None) -> Iterator[Check]:
         with Client(master, token_file=token_file, timeout=1.0, reconnect_timeout=1.0) as client:
             stats = client.stats()
             workers = client.workers()
+            dead = client.dead()
     except TitanError as error:
         yield Check("master", False, error.message, error.hint)
         return
@@ -81,11 +80,18 @@ def _cluster(master: str | None, token_file: str | None) -> Iterator[Check]:
         "durability",
         durable,
         stats.durability,
-        "" if durable else "a stopped master forgets its runs: start it with --durability disk",
+        "a stopped master forgets its runs: start it with --durability disk",
     )
+    fix = "make room where the master keeps its state; what was accepted goes on meanwhile"
+    yield Check("state", not stats.refusing, stats.refusing or f"{stats.disk_free >> 20} MiB free at the master", fix)
     ready = [worker for worker in workers if worker.state == "READY"]
     slots = sum(worker.slots for worker in ready)
     yield Check("workers", bool(ready), f"{len(ready)} ready with {slots} slots", "start one: titan-fast worker")
+    lost = sorted(worker.name for worker in workers if worker.state == "LOST")
+    if lost:
+        yield Check("lost", False, f"silent: {', '.join(lost)}", "look after them; their tasks run elsewhere")
+    if dead:
+        yield Check("dead", False, f"DEAD, and waiting for a decision: {len(dead)}", "titan-fast dlq ls")
 
 
 @click.command()
@@ -103,7 +109,7 @@ def doctor(master: str | None, token_file: str | None, as_json: bool) -> int:
     else:
         for check in checks:
             click.echo(f"{'ok ' if check.ok else '!! '} {check.name:12} {check.detail}")
-            if not check.ok and check.fix:
+            if check.fix:
                 click.echo(f"                 {check.fix}")
     return 0 if all(check.ok for check in checks) else 1
 

@@ -319,6 +319,8 @@ def stats(master: str | None, token_file: str | None, as_json: bool) -> int:
         "facts_per_commit": stated.facts_per_commit,
         "durability": stated.durability,
         "durable": stated.durable,
+        "disk_free": stated.disk_free,
+        "refusing": stated.refusing or None,
         "connections": stated.connections,
         "loop_lag": stated.loop_lag,
         "memory": stated.memory,
@@ -330,6 +332,8 @@ def stats(master: str | None, token_file: str | None, as_json: bool) -> int:
     document["facts_per_commit"] = f"{stated.facts_per_commit:.1f}"
     document["durable"] = "yes" if stated.durable else "no, the disk is stuck"
     document["loop_lag"] = f"{1000 * stated.loop_lag:.2f} ms (slowest turn since last asked)"
+    document["disk_free"] = f"{stated.disk_free >> 20} MiB"
+    document["refusing"] = stated.refusing or "nothing"
     document["memory"] = f"{stated.memory / (1 << 20):.1f} MiB"
     for key, value in document.items():
         click.echo(f"{key:18}{value}")

@@ -453,6 +453,8 @@ class Queries:
             master.connections,
             slowest,
             self._process.memory_info().rss,
+            master.space.free,
+            master.refusing(),
         )
 
 

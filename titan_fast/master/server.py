@@ -258,6 +258,14 @@ class Master:
             )
         self.space.check(sum(batch.size for batch in self.pump.committer.pending), upload)
 
+    def refusing(self) -> str:
+        """Why nothing new is accepted; empty: it is."""
+        try:
+            self.check_space()
+        except DiskFull as error:
+            return error.message
+        return ""
+
     def _disk_is_full(self, error: DiskFull) -> None:
         if self._full_at != self.pump.durable:  # it is tried again four times a second
             self._full_at = self.pump.durable

@@ -420,6 +420,10 @@ class Stated(Message, frozen=True, omit_defaults=True):
     """Seconds the slowest turn since the last question took."""
     memory: Size
     """Resident bytes."""
+    disk_free: Size = 0
+    """Bytes that are free where the master keeps its state."""
+    refusing: str = ""
+    """Why nothing new is accepted; empty: it is."""
     durable: bool = True
     """False: the store is stuck, and a crash now would undo what is shown."""
 
