@@ -253,6 +253,16 @@ def test_what_ends_at_any_byte_leaves_nothing_behind(address, cluster, good):
         assert good.stats().connections == before.connections + 1
 
 
+@pytest.mark.parametrize(
+    ("name", "capability"), [("../etc", "GPU"), ("w\n", "GPU"), ("", "GPU"), ("w", "GPU,BIG"), ("w", "a b"), ("w", "")]
+)
+def test_a_worker_whose_name_or_capabilities_are_none_is_refused(address, cluster, name, capability):
+    link, connection = proved(address, cluster, "worker")
+    with link:
+        link.sendall(send(msg.Attach("id", name, "n", 1, 1, (capability,)), request=2))
+        assert answer(link, connection).message.code == "bad_message"
+
+
 # ---------------------------------------------------------------- mutated frames
 
 

@@ -10,6 +10,7 @@ from titan_fast.model.names import (
     check_capability,
     check_graph_name,
     check_name,
+    check_worker_name,
     closest,
     normal_capabilities,
     to_task_name,
@@ -113,3 +114,14 @@ def test_guessing_ends_when_it_has_cost_enough():
 
 def test_a_task_is_not_told_that_it_meant_itself():
     assert Guesses().hint("trian", ["train", "zebra"], but="train") == ""
+
+
+@pytest.mark.parametrize("name", ["w1", "host-2", "build host", "Rechner"])
+def test_a_worker_has_a_name_that_fits_one_line_and_a_folder(name):
+    assert check_worker_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\nb", "a\u200bb", " a", "x" * 201])
+def test_a_worker_has_no_name_that_does_not(name):
+    with pytest.raises(ValueError, match=r"name|folder|print"):
+        check_worker_name(name)

@@ -17,7 +17,7 @@ import click
 from titan_fast import config
 from titan_fast.errors import InvalidUsage, TitanError
 from titan_fast.loop import run as run_loop
-from titan_fast.model.names import check_capability, check_graph_name
+from titan_fast.model.names import check_capability, check_worker_name
 
 PR_SET_PDEATHSIG = 1
 
@@ -172,30 +172,17 @@ def _worker_settings(options: dict[str, Any]) -> tuple[config.Settings, list[tup
     settings = config.load(
         {"worker": given, "client": {"master": options["address"], "token_file": options["token_file"]}}
     )
-    _check_name(settings.worker.name)
+    try:
+        if settings.worker.name:  # empty is the host's
+            check_worker_name(settings.worker.name)
+    except ValueError as error:
+        raise InvalidUsage(f"--name: {error}", hint="choose another name for this worker") from None
     for tag in config.capabilities(settings.worker.caps):
         try:
             check_capability(tag)
         except ValueError as error:
             raise InvalidUsage(f"--caps: {error}", hint="separate them with commas: --caps GPU,HIGH_MEM") from None
     return settings, config.parse_addresses(settings.client.master)
-
-
-def _check_name(name: str) -> None:
-    """Empty is the host's name. Any other is shown in one line everywhere, names a folder, and must please a master.
-
-    Raises:
-        InvalidUsage: it cannot be.
-    """
-    try:
-        if name:
-            check_graph_name(name)
-    except ValueError as error:
-        raise InvalidUsage(f"--name: {error}", hint="choose another name for this worker") from None
-    if "/" in name or name in (".", ".."):
-        raise InvalidUsage(f"--name: {name!r} cannot be the name of a folder", hint="choose a name without '/'")
-    if not name.isprintable():
-        raise InvalidUsage(f"--name: {name!r} holds a character that does not print", hint="leave it out")
 
 
 @click.command(hidden=True)

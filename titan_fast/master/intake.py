@@ -27,6 +27,8 @@ from titan_fast.errors import (
 from titan_fast.ids import Ending, epoch_of
 from titan_fast.master.artifacts import is_digest
 from titan_fast.master.session import Session
+from titan_fast.model.names import check_capability, check_worker_name
+from titan_fast.model.spec import MAX_NAME
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming, send_hot
 from titan_fast.protocol.opcodes import Op
@@ -266,9 +268,15 @@ class Intake:
     def _attach(self, session: Session, incoming: Incoming, message: msg.Attach) -> None:
         if not 0 < message.slots <= 65_536:
             raise BadMessage(f"{message.slots} slots; 1 to 65536 are possible", field="slots")
-        for text, what in ((message.worker, "worker"), (message.name, "name"), (message.nonce, "nonce")):
-            if not text or len(text) > 200 or not text.isprintable():
+        for text, what in ((message.worker, "worker"), (message.nonce, "nonce")):
+            if not text or len(text) > MAX_NAME or not text.isprintable():
                 raise BadMessage(f"'{text[:40]}' is not a {what}", field=what)
+        try:
+            check_worker_name(message.name)
+            for tag in message.capabilities:
+                check_capability(tag)
+        except ValueError as error:
+            raise BadMessage(f"this worker cannot be told from others: {error}") from None
         self._master.attach(session, message)
         ticket = self._ticket(session, incoming)
         nonces = self._master.nonces

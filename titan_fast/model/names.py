@@ -50,6 +50,20 @@ def check_graph_name(name: str) -> str:
     return name
 
 
+def check_worker_name(name: str) -> str:
+    """The name itself, when a worker may have it: it is shown in one line everywhere, and names a folder.
+
+    Raises:
+        ValueError: as for graphs, or it holds a ``/`` or a character that does not print, or is ``.`` or ``..``.
+    """
+    check_graph_name(name)
+    if "/" in name or name in (".", ".."):
+        raise ValueError(f"{name!r} cannot be the name of a folder")
+    if not name.isprintable():
+        raise ValueError(f"{name!r} holds a character that does not print")
+    return name
+
+
 def to_task_name(text: str) -> str:
     """A legal task name that looks like ``text``; two texts may give the same one."""
     name = "".join("_" if char in _SIGNS or unicodedata.category(char) in _UNPRINTABLE else char for char in text)
