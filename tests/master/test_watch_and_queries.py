@@ -190,6 +190,36 @@ def test_progress_is_not_told_while_much_waits_for_the_disk_and_is_caught_up_wit
 # ---------------------------------------------------------------- many of them
 
 
+def test_tasks_in_a_state_come_in_pages_of_little_work_each(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        graph = GraphSpec("g", (TaskSpec("a", WORK, count=1000, array=True),))
+        client, run = await submitted(master, graph)
+        chosen = [*range(0, 600, 3), *range(700, 900)]
+        for member in chosen:
+            client.say(msg.Cancel(run, "a", member))
+            await client.next()
+
+        async def listed(state, limit):
+            found, cursor, pages = [], "", 0
+            while True:
+                client.say(msg.List("tasks", run, state, cursor, limit))
+                page = (await client.next()).message
+                assert {row.state for row in page.tasks} <= {state}
+                found += [int(row.name.rpartition("[")[2][:-1]) for row in page.tasks]
+                pages, cursor = pages + 1, page.next
+                if not cursor:
+                    return found, pages
+
+        assert await listed("CANCELLED", 1000) == (chosen, 5)
+        assert await listed("CANCELLED", 150) == (chosen, 6)
+        assert (await listed("PENDING", 1000))[0] == sorted(set(range(1000)) - set(chosen))
+        assert await listed("RUNNING", 1000) == ([], 1)
+        client.say(msg.List("tasks", run, "HAPPY"))
+        assert (await client.next()).message.code == "bad_message"
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
 def test_a_task_is_looked_up_by_its_name_once_for_each_watch(tmp_path, monkeypatch):
     class Names(list):
         asked = 0

@@ -125,7 +125,7 @@ class BlobStore:
         if size > self._limit:
             raise TooLarge(
                 f"a file of {size} bytes, at most {self._limit} are taken",
-                hint="raise limits.project; what a project does not need can be named in .titanignore",
+                hint="raise limits.project at the master; what a project does not need can stand in its .titanignore",
             )
         if offset == 0:
             self._begin(owner, digest, size)

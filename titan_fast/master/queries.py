@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from titan_fast.master.store.base import AttemptRow, RunHead
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming, send
 from titan_fast.scheduler.explain import explain_run, explain_task, lot_of
-from titan_fast.scheduler.lifecycle import FINAL, PUBLIC, TaskState, public_counts
+from titan_fast.scheduler.lifecycle import FINAL, PUBLIC, PUBLIC_STATES, TaskState, public_counts
 from titan_fast.scheduler.state import Run, State
 from titan_fast.scheduler.views import TaskView, view_run, view_tasks, view_workers
 
@@ -33,10 +34,17 @@ if TYPE_CHECKING:
 RUNS_PER_PAGE = 10_000
 TASKS_PER_PAGE = 1_000
 """A page of them is a few milliseconds of the loop that everybody shares."""
+STRETCHES_PER_PAGE = 50
 FAILED_SHOWN = 10
 RUNNING_SHOWN = 8
 PATIENCE = 1.0
 """Seconds an answer waits for the disk until it leaves without its blessing."""
+
+_IN_STATE = {
+    public: re.compile(b"[%s]+" % re.escape(bytes(state for state, name in PUBLIC.items() if name == public)))
+    for public in PUBLIC_STATES
+}
+"""What finds the next tasks in a state, as everybody calls it, among ten million in the blink of an eye."""
 
 Answer = (
     msg.Listed | msg.Shown | msg.Explained | msg.Stated | msg.Update | msg.KvValue | msg.KvListed | msg.ArtifactListed
@@ -310,6 +318,8 @@ class Queries:
             dead, more = self._dead(int(asked.cursor) if asked.cursor else 1 << 63, limit)
             return msg.Listed(tasks=dead, next=more)
         if asked.what == "tasks":
+            if asked.state and asked.state not in _IN_STATE:
+                raise BadMessage(f"no task is ever '{asked.state}'", field="state")
             run = self.run(asked.run)
             tasks, more = self._tasks(run, 0, len(run.state), asked.cursor, limit, asked.state)
             return msg.Listed(tasks=tasks, next=more)
@@ -354,17 +364,22 @@ class Queries:
     def _tasks(
         self, run: Run, first: int, count: int, cursor: str, limit: int, state: str = ""
     ) -> tuple[tuple[msg.TaskRow, ...], str]:
-        """A page of tasks; with a state, pages are cut by what was looked at, so none of them is slow."""
+        """A page of tasks; one of tasks in a state also ends after so many stretches, as each is looked up by itself."""
         at = max(first, int(cursor)) if cursor.isdigit() else first
         end = first + count
         rows: list[msg.TaskRow] = []
-        while at < end and len(rows) < limit:
-            step = min(end - at, limit - len(rows))
+        looks = 0
+        while at < end and len(rows) < limit and looks < STRETCHES_PER_PAGE:
+            stop = end
+            if state:
+                found = _IN_STATE[state].search(run.state, at, end)
+                at, stop = found.span() if found is not None else (end, end)
+            step = min(stop - at, limit - len(rows))
             latest = self._history.latest(run.id, at, step)
             for view in view_tasks(self._state, run, at, step):
-                if not state or view.state == state:
-                    rows.append(self._task_row(run, view, latest.get(view.index)))
+                rows.append(self._task_row(run, view, latest.get(view.index)))
             at += step
+            looks += 1
         return tuple(rows), str(at) if at < end else ""
 
     def _task_row(self, run: Run, view: TaskView, row: AttemptRow | None) -> msg.TaskRow:
