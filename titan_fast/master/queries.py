@@ -364,7 +364,7 @@ class Queries:
     def _tasks(
         self, run: Run, first: int, count: int, cursor: str, limit: int, state: str = ""
     ) -> tuple[tuple[msg.TaskRow, ...], str]:
-        """A page of tasks; one of tasks in a state also ends after so many stretches, as each is looked up by itself."""
+        """A page of tasks; one of tasks in a state also ends after so many stretches: each is looked up by itself."""
         at = max(first, int(cursor)) if cursor.isdigit() else first
         end = first + count
         rows: list[msg.TaskRow] = []
