@@ -8,6 +8,7 @@ python tests/simulation/replay.py --catch-all --within 1000
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import sys
 import time
@@ -126,14 +127,23 @@ def _one(seed: int, sabotage: str, is_traced: bool) -> int:
 
 
 def _many(seeds: range, jobs: int, sabotage: str, sums: Sums) -> int:
+    """Says how far it is now and then; Ctrl-C ends it, and what was done counts."""
     began = time.perf_counter()
-    for seed, told in many(seeds, jobs, sabotage):
-        sums.add(told)
-        if isinstance(told, str):
-            print(f"seed {seed}: {told}", flush=True)
-            if not sabotage:
-                keep(seed, told)
-    print(", ".join(f"{text} {n:,}" for text, n in sums.figures.items()), f"in {time.perf_counter() - began:.0f} s")
+
+    def say() -> None:
+        seconds = time.perf_counter() - began
+        print(", ".join(f"{text} {n:,}" for text, n in sums.figures.items()), f"in {seconds:.0f} s", flush=True)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        for seed, told in many(seeds, jobs, sabotage):
+            sums.add(told)
+            if isinstance(told, str):
+                print(f"seed {seed}: {told}", flush=True)
+                if not sabotage:
+                    keep(seed, told)
+            if not sums.figures["cluster-hours"] % 1000:
+                say()
+    say()
     return 1 if sums.figures["failures"] else 0
 
 

@@ -153,7 +153,23 @@ def test_a_kill_in_a_verdict_ends_what_runs_and_forgets_what_has_ended(stage):
     stage.play(scene)
 
 
-def test_a_later_kill_forgets_what_was_held_back(stage):
+def test_a_kill_of_what_has_ended_since_the_inventory_is_answered_with_its_end(stage):
+    """The master waits for it, if the task was cancelled."""
+
+    async def scene(master):
+        session = await begin(stage, master, A)
+        session.cut()
+        second = await master.attached(2)
+        assert second.inventory == {A: 1}
+        stage.executor.end(A)
+        second.verdict(kill=[A])
+        await master.until(lambda: second.results())
+        assert second.results() == [(A, Ending.EXIT, 0)]
+
+    stage.play(scene)
+
+
+def test_a_later_kill_of_what_was_held_back_is_answered_with_its_end(stage):
     async def scene(master):
         session = await begin(stage, master, A, B)
         second = await again(master, session)
@@ -161,9 +177,8 @@ def test_a_later_kill_forgets_what_was_held_back(stage):
         await stage.until(lambda: stage.agent._held)
         stage.executor.end(A)
         second.verdict(kill=[A, B], later=True)
-        await master.until(lambda: second.results())
-        assert [each[:2] for each in second.results()] == [(B, Ending.KILLED)]
-        assert (await again(master, second)).inventory == {B: 2}
+        await master.until(lambda: len(second.results()) == 2)
+        assert [each[:2] for each in second.results()] == [(A, Ending.EXIT), (B, Ending.KILLED)]
 
     stage.play(scene)
 

@@ -8,6 +8,7 @@ queue's best stretch, as much of it as evens out the load. The cost is per lot, 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 
 from titan_fast.scheduler.commands import Assign, Recall
@@ -59,12 +60,14 @@ def least_loaded(state: State, view: View) -> Worker | None:
     return None
 
 
-def measured(state: State, run: Run, spec: int, seconds: float) -> None:
-    """One more duration: the estimate follows slow tasks at once and fast ones slowly, so that a guess errs towards
+def measured(state: State, run: Run, spec: int, seconds: Sequence[float]) -> None:
+    """Some more durations: the estimate follows slow tasks at once and fast ones slowly, so that a guess errs towards
     not hoarding."""
     key = run.cost_key(spec)
-    old = run.costs.get(key)
-    cost = seconds if old is None else max(seconds, 0.9 * old + 0.1 * seconds)
+    cost = run.costs.get(key, seconds[0])
+    for each in seconds:
+        smooth = 0.9 * cost + 0.1 * each
+        cost = each if each > smooth else smooth
     run.costs[key] = cost
     options = run.options_of(spec)
     state.queue.set_cost(options.cls, run.id, options.priority, max(cost, 1e-6))

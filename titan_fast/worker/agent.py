@@ -56,6 +56,8 @@ class _Unacknowledged(msgspec.Struct):
     result: bytes
     is_held: bool = False
     """The master has not decided yet: the result is kept back."""
+    is_told: bool = False
+    """In the inventory of this session the attempt has ended; not told, it ran then."""
 
     @property
     def size(self) -> int:
@@ -301,7 +303,9 @@ class Agent:
         ]
         held += [_item(item.start, 1, item.ended.started) for item in self._bringing.values()]
         held += [_item(start, 0, 0) for start in self._slots.waiting()]
-        held += [_item(item.start, 2, item.ended.started) for item in self._unacknowledged.values()]
+        for item in self._unacknowledged.values():
+            item.is_told = True
+            held.append(_item(item.start, 2, item.ended.started))
         self._started.clear()  # it is all in here
         epochs = dict.fromkeys(item.fence >> FENCE_SEQUENCE_BITS for item in held)
         return msg.Attach(
@@ -347,12 +351,15 @@ class Agent:
         self._held.update(dict.fromkeys(verdict.wait))
         for fence in verdict.keep:
             self._decided(fence)
-        ended = [fence for fence in verdict.kill if fence in self._unacknowledged]
         for fence in verdict.kill:
-            self._held.pop(fence, None)
-            if fence not in self._unacknowledged:
+            ended = self._unacknowledged.get(fence)
+            if ended is None:
+                self._held.pop(fence, None)
                 self._kill(fence, 0.0)
-        self._drop(ended)
+            elif ended.is_told:
+                self._drop([fence])
+            else:  # the master was told that it runs, and may wait for its end
+                self._decided(fence)
 
     def _decided(self, fence: int) -> None:
         """The master wants the result, when there is one."""

@@ -5,9 +5,11 @@ Cascades (a failure that skips a million descendants, a chain a hundred thousand
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import groupby
+from operator import sub
 
 from titan_fast._layout import RESULT_PREFIX
 from titan_fast.ids import Ending
@@ -52,6 +54,8 @@ MAX_COPIES = 10_000
 
 GIVEN_BACK = {Ending.RECALLED: "recalled", Ending.DROPPED: "recalled", Ending.KILLED: "killed"}
 """Endings that are not the task's own doing, and the reason of that attempt: the task goes on elsewhere."""
+
+_DONE = bytes([DONE])
 
 OUTCOME_BIT = {S.COMPLETED: OK, S.FAILED: BAD, S.DEAD: BAD, S.CANCELLED: CANCELLED}
 
@@ -239,53 +243,121 @@ def on_attempts_finished(state: State, event: AttemptsFinished, out: Outbox) -> 
     worker = state.workers.get(event.worker)
     if worker is None:
         return
-    references = event.references
-    for row, fence in enumerate(event.fence):
-        lot = worker.find_lot(fence)
-        member = fence - lot.fence if lot is not None else 0
-        index = event.index[row]
-        if lot is None or lot.marks[member] == DONE or lot.run != event.run[row] or lot.first + member != index:
-            continue
-        ending = ENDINGS[event.ending[row]]
-        run = state.runs[lot.run]
-        close(state, worker, run, lot, member)
-        if ending in GIVEN_BACK and run.state[index] != S.CANCELLING:
-            _record(state, run, lot, index, fence, "PENDING", GIVEN_BACK[ending], 0, event.started[row], 0, b"", out)
-            come_back(state, run, lot.spec, index)
-        else:
-            _judge(
-                state,
-                run,
-                lot,
-                index,
-                fence,
-                ending,
-                event.code[row],
-                event.started[row],
-                event.duration[row],
-                event.results[row],
-                out,
-                references.get(row) if references else None,
-            )
-        out.changed(run.id)
+    for row, count in _stretches(event):
+        end = row + count
+        while row < end:
+            done = _completed(state, worker, event, row, end - row, out) if end - row > 1 else 0
+            if not done:
+                _finished(state, worker, event, row, out)
+            row += done or 1
     state.needs_placement = True
 
 
-def close(state: State, worker: Worker, run: Run, lot: Lot, member: int) -> None:
-    """One member of a lot is over, one way or another: the books of lot and worker."""
-    if lot.marks[member] == STARTED:
-        worker.running -= 1
-        lot.started.pop(member, None)
-    elif lot.marks[member] == RECALLING:
-        state.recalling -= 1
-    lot.marks[member] = DONE
-    lot.open -= 1
-    left = state.in_flight[lot.priority] - 1
+def _stretches(event: AttemptsFinished) -> Iterator[tuple[int, int]]:
+    """(row, count) of neighbours in one array that ended well, their results in this frame; of others one by one."""
+    row = 0
+    fences, indexes = map(sub, event.fence, itertools.count()), map(sub, event.index, itertools.count())
+    for key, rows in groupby(zip(event.run, fences, indexes, event.ending, event.code, strict=True)):
+        count = sum(1 for _ in rows)
+        if key[3] or key[4] or event.references:
+            for at in range(row, row + count):
+                yield at, 1
+        else:
+            yield row, count
+        row += count
+
+
+def _completed(state: State, worker: Worker, event: AttemptsFinished, row: int, count: int, out: Outbox) -> int:
+    """The plain case of many at once: members of one lot, side by side, succeed at the first try. How many of these
+    rows that were; 0: the first one has something of its own to be looked at."""
+    fence, index = event.fence[row], event.index[row]
+    lot = worker.find_lot(fence)
+    if lot is None or lot.run != event.run[row] or lot.attempt > 1 or worker.alone is not None:
+        return 0
+    member, spec, run = fence - lot.fence, lot.spec, state.runs[lot.run]
+    count = min(count, lot.count - member)
+    marks = lot.marks[member : member + count]
+    states = run.state[index : index + count]
+    if (
+        lot.first + member != index
+        or marks.count(WAITING) + marks.count(STARTED) != count
+        or states.count(S.ASSIGNED) + states.count(S.RUNNING) != count
+        or run.reasons
+        or spec in run.wanted
+    ):
+        return 0
+    close(state, worker, run, lot, member, count)
+    placement.measured(state, run, spec, [duration / 1e6 for duration in event.duration[row : row + count]])
+    if run.tracks_places:
+        run.places.pop(spec, None)
+        run.places[spec] = lot.worker
+    for _, start, length in run.stretches(index, count):
+        move(state, run, start, length, S.COMPLETED)
+    run.best[spec] = max(run.best[spec], fence + count - 1)
+    batch = out.ended(state.wall, run.id)
+    batch.index.extend(range(index, index + count))
+    batch.generation.extend([lot.generation] * count)
+    batch.attempt.extend([lot.attempt] * count)
+    batch.fence.extend(range(fence, fence + count))
+    batch.worker.extend([worker.name] * count)
+    batch.state.extend(["COMPLETED"] * count)
+    batch.reason.extend(["exit:0"] * count)
+    batch.code.extend([0] * count)
+    batch.started.extend(event.started[row : row + count])
+    batch.duration.extend(event.duration[row : row + count])
+    batch.result.extend(event.results[row : row + count])
+    member_is_final(state, run, spec, S.COMPLETED, count, out)
+    out.changed(run.id)
+    return count
+
+
+def _finished(state: State, worker: Worker, event: AttemptsFinished, row: int, out: Outbox) -> None:
+    """One row, whatever it says."""
+    fence, index = event.fence[row], event.index[row]
+    lot = worker.find_lot(fence)
+    member = fence - lot.fence if lot is not None else 0
+    if lot is None or lot.marks[member] == DONE or lot.run != event.run[row] or lot.first + member != index:
+        return
+    ending = ENDINGS[event.ending[row]]
+    run = state.runs[lot.run]
+    close(state, worker, run, lot, member)
+    if ending in GIVEN_BACK and run.state[index] != S.CANCELLING:
+        _record(state, run, lot, index, fence, "PENDING", GIVEN_BACK[ending], 0, event.started[row], 0, b"", out)
+        come_back(state, run, lot.spec, index)
+    else:
+        _judge(
+            state,
+            run,
+            lot,
+            index,
+            fence,
+            ending,
+            event.code[row],
+            event.started[row],
+            event.duration[row],
+            event.results[row],
+            out,
+            event.references.get(row),
+        )
+    out.changed(run.id)
+
+
+def close(state: State, worker: Worker, run: Run, lot: Lot, member: int, count: int = 1) -> None:
+    """Members of a lot are over, one way or another: the books of lot and worker."""
+    marks = lot.marks[member : member + count]
+    if started := marks.count(STARTED):
+        worker.running -= started
+        for at in range(member, member + count):
+            lot.started.pop(at, None)
+    state.recalling -= marks.count(RECALLING)
+    lot.marks[member : member + count] = _DONE * count
+    lot.open -= count
+    left = state.in_flight[lot.priority] - count
     if left:
         state.in_flight[lot.priority] = left
     else:
         del state.in_flight[lot.priority]
-    worker.held -= 1
+    worker.held -= count
     placement.load_changed(state, worker)
     if not lot.open:
         at = bisect_left(worker.fences, lot.fence)
@@ -316,7 +388,7 @@ def _judge(
         to, reason = S.CANCELLED, "cancelled"
     elif ending is Ending.EXIT and code == 0:
         to, reason = S.COMPLETED, "exit:0"
-        placement.measured(state, run, spec, duration / 1e6)
+        placement.measured(state, run, spec, [duration / 1e6])
         if result and spec in run.wanted:
             run.results[index] = result
         if size is not None:
