@@ -7,6 +7,7 @@ waits for it. Which runs are old the store tells, whether they go the core decid
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import secrets
@@ -91,6 +92,7 @@ class Garden:
         now = self._loop.time()
         if gc.get_count()[0] > GARBAGE or now >= self._collect_at:
             gc.collect()
+            _give_back_memory()
             self._collect_at = now + COLLECT_EVERY
 
     def _sweep_logs(self, numbers: object) -> None:
@@ -246,3 +248,11 @@ def _remove_all(places: list[Path]) -> None:
             shutil.rmtree(place, ignore_errors=True)
         else:
             place.unlink(missing_ok=True)
+
+
+def _give_back_memory() -> None:
+    """What large messages took while they were read lies free in the allocator: to the system with it, where the C
+    library can (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

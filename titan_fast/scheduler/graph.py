@@ -59,7 +59,7 @@ def admit(state: State, graph: GraphSpec, payloads: Sequence[bytes], number: int
         run.count.append(task.count)
         run.open.append(task.count)
         run.unmet.append(parents_at[spec + 1] - parents_at[spec])
-        run.works.append(_encode(task.work))
+        run.works.append(_encode(task.work).decode())
         run.wanted.update(rows[name] for name in references(task.work) if name in rows)
         key = (task.requires, task.priority, task.delay, task.retry, task.when, task.affinity)
         option = known.get(key)

@@ -19,6 +19,7 @@ import msgspec
 from titan_fast._accel import ReadyQueue, Timers
 from titan_fast.ids import make_fence
 from titan_fast.model.spec import Affinity, Retry
+from titan_fast.scheduler.columns import Texts
 from titan_fast.scheduler.commands import Command, RunChanged
 from titan_fast.scheduler.events import HeldAttempt
 from titan_fast.scheduler.facts import AttemptsEnded, Fact
@@ -148,7 +149,7 @@ class Run:
         self.env: dict[str, str] = {}
         self.project = ""
         # columns by spec
-        self.names: list[str] = []
+        self.names = Texts()
         self.first = array("I")
         self.count = array("I")
         self.option = array("I")
@@ -158,7 +159,7 @@ class Run:
         self.outcome = bytearray()
         self.best = array("Q")
         """The highest accepted fence of each spec: an attempt of a child must be above it."""
-        self.works: list[bytes] = []
+        self.works = Texts()
         self.parents_at = array("I", [0])
         self.parents = array("I")
         self.children_at = array("I", [0])
@@ -213,10 +214,7 @@ class Run:
         return f"{name}[{index - self.first[spec]}]" if spec in self.arrays else name
 
     def find(self, name: str) -> int | None:
-        try:
-            return self.names.index(name)
-        except ValueError:
-            return None
+        return self.names.find(name)
 
     def parents_of(self, spec: int) -> array[int]:
         return self.parents[self.parents_at[spec] : self.parents_at[spec + 1]]
