@@ -158,8 +158,8 @@ def measure() -> dict[str, float]:
         everything = tuple(f"C{number}" for number in range(10_000))
         blocked = [*all_different, *array(20_000)]
         figures = {
-            "core_growth_array_10k_to_100k": growth(
-                lambda: flow_cost(array(10_000)), lambda: flow_cost(array(100_000))
+            "core_growth_array_10k_to_1m": growth(
+                lambda: flow_cost(array(10_000)), lambda: flow_cost(array(1_000_000))
             ),
             "core_growth_named_10k_to_100k": growth(lambda: flow_cost(few), lambda: flow_cost(many), 3),
             "core_growth_admission_10k_to_100k": growth(lambda: admission_cost(few), lambda: admission_cost(many), 3),
