@@ -1,7 +1,7 @@
 """Cluster-hours by hand: one seed again, with its trace, many of them at once, or with promises broken on purpose.
 
 python tests/simulation/replay.py --seed 7 --trace
-python tests/simulation/replay.py --hours 20000 --from 1000 --jobs 2 --report
+python tests/simulation/replay.py --more --from 1000 --minutes 60 --jobs 2
 python tests/simulation/replay.py --catch-all --within 1000
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import multiprocessing
 import sys
 import time
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from hour import ClusterHour, Hour, run_hour
-from report import Report
+from report import REPORTS, Report
 from sabotage import BREAKS
 
 FAILING = Path(__file__).with_name("failing_seeds.txt")
@@ -88,7 +89,8 @@ def main() -> int:
     parser.add_argument("--hours", type=int, default=200, help="how many hours")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first seed")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--report", action="store_true", help="write build/reports/simulation.json")
+    parser.add_argument("--more", action="store_true", help="as many as are asked for, beside those of the long report")
+    parser.add_argument("--minutes", type=float, default=1e6, help="stop after so many, and count what was done")
     parser.add_argument("--sabotage", default="", choices=["", *BREAKS], help="a promise to break")
     parser.add_argument("--catch-all", action="store_true", help="break each promise, and say who notices")
     parser.add_argument("--within", type=int, default=1000, help="hours in which each has to be noticed")
@@ -99,13 +101,20 @@ def main() -> int:
         return catch_all(options.within)
     if options.seed is not None:
         return _one(options.seed, options.sabotage, options.trace)
+    deadline = time.monotonic() + 60 * options.minutes
+    if options.more:
+        return _more(options.first, options.jobs, deadline)
     seeds = range(options.first, options.first + options.hours)
-    if not options.report:
-        return _many(seeds, options.jobs, options.sabotage, Sums())
-    command = f"python tests/simulation/replay.py --hours {options.hours} --from {options.first} --report"
-    with Report("simulation", command, options.hours >= LONG) as report:
-        sums = Sums()
-        failed = _many(seeds, options.jobs, "", sums)
+    return _many(seeds, options.jobs, options.sabotage, Sums(), deadline)
+
+
+def _more(first: int, jobs: int, deadline: float) -> int:
+    """Long runs accumulate: their report has the sum, until somebody removes it and begins anew."""
+    sums = Sums()
+    with contextlib.suppress(FileNotFoundError):
+        sums.figures.update(json.loads((REPORTS / "simulation-long.json").read_text())["figures"])
+    with Report("simulation", "python tests/simulation/replay.py --more", is_long=True) as report:
+        failed = _many(range(first, first + LONG - sums.figures["cluster-hours"]), jobs, "", sums, deadline)
         report.figures.update(sums.figures)
         if failed:
             raise SystemExit(failed)
@@ -126,23 +135,24 @@ def _one(seed: int, sabotage: str, is_traced: bool) -> int:
     return 0
 
 
-def _many(seeds: range, jobs: int, sabotage: str, sums: Sums) -> int:
-    """Says how far it is now and then; Ctrl-C ends it, and what was done counts."""
+def _many(seeds: range, jobs: int, sabotage: str, sums: Sums, deadline: float) -> int:
+    """Says how far it is now and then."""
     began = time.perf_counter()
 
     def say() -> None:
         seconds = time.perf_counter() - began
         print(", ".join(f"{text} {n:,}" for text, n in sums.figures.items()), f"in {seconds:.0f} s", flush=True)
 
-    with contextlib.suppress(KeyboardInterrupt):
-        for seed, told in many(seeds, jobs, sabotage):
-            sums.add(told)
-            if isinstance(told, str):
-                print(f"seed {seed}: {told}", flush=True)
-                if not sabotage:
-                    keep(seed, told)
-            if not sums.figures["cluster-hours"] % 1000:
-                say()
+    for seed, told in many(seeds, jobs, sabotage):
+        sums.add(told)
+        if isinstance(told, str):
+            print(f"seed {seed}: {told}", flush=True)
+            if not sabotage:
+                keep(seed, told)
+        if time.monotonic() > deadline:
+            break
+        if not sums.figures["cluster-hours"] % 1000:
+            say()
     say()
     return 1 if sums.figures["failures"] else 0
 
