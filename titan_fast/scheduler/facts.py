@@ -7,6 +7,7 @@ carries the request's key (client, counter), so that its repeat is answered and 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import msgspec
@@ -65,7 +66,22 @@ class AttemptsEnded(Fact, frozen=True, tag="attempts_ended"):
     result: list[bytes]
     due: dict[int, tuple[float, float]] = {}
     """Row -> (wall clock when its backoff is over, seconds of it) of tasks that wait before they go on."""
+    stretches: list[tuple[int, int]] = []
+    """(row, count) of neighbours known to be plain: consecutive tasks under consecutive fences at one worker, COMPLETED
+    by the first attempt of their first generation. What they say need not be looked at row by row."""
     version: int = 1
+
+    def rows_beside(self) -> Sequence[int]:
+        """Rows outside of ``stretches``."""
+        rows = range(len(self.index))
+        if not self.stretches:
+            return rows
+        if sum(count for _, count in self.stretches) == len(rows):
+            return ()
+        is_beside = bytearray(b"\1" * len(rows))
+        for row, count in self.stretches:
+            is_beside[row : row + count] = bytes(count)
+        return list(itertools.compress(rows, is_beside))
 
 
 class AttemptsRunning(Fact, frozen=True, tag="attempts_running"):
@@ -225,21 +241,18 @@ def head_of(fact: AttemptsEnded) -> EndedHead:
     """The part of a fact that a restart reads. Rows keep their order within a task."""
     clean: list[tuple[int, int, int, str]] = []
     rest = []
-    first = count = fence = 0
-    worker = ""
-    rows = range(len(fact.index))
+    rows = fact.rows_beside()
     plain = [
         row for row in rows if fact.state[row] == "COMPLETED" and fact.attempt[row] == 1 and not fact.generation[row]
     ]
-    for row in sorted(plain, key=fact.index.__getitem__):
-        index = fact.index[row]
-        if count and index == first + count and fact.fence[row] == fence + count and fact.worker[row] == worker:
-            count += 1
-            continue
-        if count:
-            clean.append((first, count, fence, worker))
-        first, count, fence, worker = index, 1, fact.fence[row], fact.worker[row]
-    if count:
+    found = [(fact.index[row], count, fact.fence[row], fact.worker[row]) for row, count in fact.stretches]
+    found += [(fact.index[row], 1, fact.fence[row], fact.worker[row]) for row in plain]
+    for first, count, fence, worker in sorted(found):
+        if clean:
+            before, length, its_fence, its_worker = clean[-1]
+            if (first, fence, worker) == (before + length, its_fence + length, its_worker):
+                clean[-1] = (before, length + count, its_fence, worker)
+                continue
         clean.append((first, count, fence, worker))
     if len(plain) < len(rows):
         simple = set(plain)

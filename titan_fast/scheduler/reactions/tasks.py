@@ -295,6 +295,8 @@ def _completed(state: State, worker: Worker, event: AttemptsFinished, row: int, 
         move(state, run, start, length, S.COMPLETED)
     run.best[spec] = max(run.best[spec], fence + count - 1)
     batch = out.ended(state.wall, run.id)
+    if not lot.generation:
+        batch.stretches.append((len(batch.index), count))
     batch.index.extend(range(index, index + count))
     batch.generation.extend([lot.generation] * count)
     batch.attempt.extend([lot.attempt] * count)
