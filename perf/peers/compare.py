@@ -20,8 +20,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from asked import BEST, FIGURES, LIMIT, Asked, Figure, Key
 from contract import WORKS
-from figures import BEST, FIGURES, LIMIT, Asked, Figure, Key
 from install import NotInstalled, environment
 
 HERE = Path(__file__).resolve().parent
@@ -171,6 +171,7 @@ def summary(results: Results, peers: list[str], works: list[str]) -> list[dict[s
         rows.append(
             {
                 "work": figure.key.work,
+                "figure": figure.key.figure,
                 "title": figure.title,
                 "unit": figure.unit,
                 "ours": results.median(OURS, figure.key),

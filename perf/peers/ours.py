@@ -76,7 +76,7 @@ class Ours(contract.Contender):
         there(Graph, "map")
         graph = Graph("map")
         graph.map(noop, range(count), name="noop")
-        return self._client.submit(graph)["noop"].results()
+        return self._submit(graph)["noop"].results()
 
     def singles(self, count: int) -> Sequence[object]:
         """Graphs of one task each, with a run and a handle each; the SDK batches their requests."""
@@ -101,7 +101,11 @@ class Ours(contract.Contender):
 
     def _result_of_last(self, graph: Graph) -> object:
         last = next(reversed(graph.tasks.values()))
-        return last.result(self._client.submit(graph))
+        return last.result(self._submit(graph))
+
+    def _submit(self, graph: Graph):
+        """In one request with the wait for its end, where this version can."""
+        return getattr(self._client, "submit_nowait", self._client.submit)(graph)
 
     def fan(self, width: int) -> object:
         there(Graph, "map")
@@ -135,7 +139,7 @@ class Ours(contract.Contender):
 
     def _codes(self, graph: Graph) -> list[int]:
         """Raises RunFailed when one was not 0."""
-        return [0] * self._client.submit(graph).wait(PATIENCE).counts["COMPLETED"]
+        return [0] * self._submit(graph).wait(PATIENCE).counts["COMPLETED"]
 
     def queue_named(self, count: int) -> None:
         graph = Graph("named")
