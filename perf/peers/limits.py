@@ -55,6 +55,9 @@ class Limits(contract.Contender):
         if self._forker is not None:
             self._forker.communicate()
 
+    def first(self) -> None:
+        raise contract.Missing("a machine that runs has no start")
+
     def call(self, item: int) -> object:
         if self._echo is None:
             self._echo = Echo()

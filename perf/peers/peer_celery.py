@@ -9,13 +9,10 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 
 import contract
-from redis_server import Redis
-
-URL = "TITAN_FAST_PEERS_URL"
+from redis_server import URL, OnRedis
 
 
 @functools.cache
@@ -58,37 +55,18 @@ def __getattr__(name: str):
     raise AttributeError(name)
 
 
-class Celery(contract.Contender):
+class Celery(OnRedis):
     """Measures Celery."""
 
     name = "celery"
     package = "celery"
-    _redis = None
-    _worker = None
 
-    def start(self, workers: bool = True) -> None:
-        self._redis = Redis(self.folder)
-        os.environ[URL] = self._redis.url
-        if workers:
-            program = [sys.executable, "-m", "celery", "-A", "peer_celery", "worker"]
-            options = [f"--concurrency={contract.SLOTS}", "--without-gossip", "--without-mingle", "--without-heartbeat"]
-            self._worker = contract.start([*program, *options, "--loglevel=error"], self.folder / "log")
+    def worker_argv(self) -> list[str]:
+        options = [f"--concurrency={contract.SLOTS}", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+        return ["celery", "-A", "peer_celery", "worker", *options, "--loglevel=error"]
+
+    def connect(self) -> None:
         self._tasks = make_app().tasks
-
-    def stop(self) -> None:
-        if self._worker is not None:
-            contract.end(self._worker)
-        if self._redis is not None:
-            self._redis.stop()
-
-    def schedulers(self) -> list[int]:
-        return [self._redis.pid]
-
-    def workers(self) -> list[int]:
-        return [self._worker.pid]
-
-    def memory(self) -> int:
-        return self._redis.memory()
 
     def call(self, item: int) -> object:
         return self._tasks["noop"].delay(item).get()

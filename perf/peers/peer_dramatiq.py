@@ -9,13 +9,11 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 
 import contract
-from redis_server import Redis
+from redis_server import URL, OnRedis
 
-URL = "TITAN_FAST_PEERS_URL"
 PATIENCE = 240_000
 
 
@@ -49,37 +47,17 @@ def __getattr__(name: str):
     raise AttributeError(name)
 
 
-class Dramatiq(contract.Contender):
+class Dramatiq(OnRedis):
     """Measures dramatiq."""
 
     name = "dramatiq"
     package = "dramatiq"
-    _redis = None
-    _worker = None
 
-    def start(self, workers: bool = True) -> None:
-        self._redis = Redis(self.folder)
-        os.environ[URL] = self._redis.url
-        if workers:
-            size = ["--processes", str(contract.SLOTS), "--threads", "1"]
-            argv = [sys.executable, "-m", "dramatiq", "peer_dramatiq:broker", *size]
-            self._worker = contract.start(argv, self.folder / "log")
+    def worker_argv(self) -> list[str]:
+        return ["dramatiq", "peer_dramatiq:broker", "--processes", str(contract.SLOTS), "--threads", "1"]
+
+    def connect(self) -> None:
         _, self._noop, self._run = make_actors()
-
-    def stop(self) -> None:
-        if self._worker is not None:
-            contract.end(self._worker)
-        if self._redis is not None:
-            self._redis.stop()
-
-    def schedulers(self) -> list[int]:
-        return [self._redis.pid]
-
-    def workers(self) -> list[int]:
-        return [self._worker.pid]
-
-    def memory(self) -> int:
-        return self._redis.memory()
 
     def call(self, item: int) -> object:
         return self._noop.send(item).get_result(block=True, timeout=PATIENCE)

@@ -11,13 +11,11 @@ import asyncio
 import functools
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 
 import contract
-from redis_server import Redis
+from redis_server import URL, OnRedis
 
-URL = "TITAN_FAST_PEERS_URL"
 PATIENCE = 240
 AT_ONCE = 50
 
@@ -47,23 +45,19 @@ def __getattr__(name: str):
     raise AttributeError(name)
 
 
-class Taskiq(contract.Contender):
+class Taskiq(OnRedis):
     """Measures taskiq."""
 
     name = "taskiq"
     package = "taskiq"
-    _redis = None
-    _worker = None
     _loop = None
 
-    def start(self, workers: bool = True) -> None:
-        self._redis = Redis(self.folder)
-        os.environ[URL] = self._redis.url
-        if workers:
-            # One task at a time in each process: two slots.
-            options = ["--workers", str(contract.SLOTS), "--max-threadpool-threads", "1", "--log-level", "ERROR"]
-            argv = [sys.executable, "-m", "taskiq", "worker", "peer_taskiq:broker", *options]
-            self._worker = contract.start(argv, self.folder / "log")
+    def worker_argv(self) -> list[str]:
+        # The functions of W3 and W4 run in a thread, one at a time in each process: two slots.
+        options = ["--workers", str(contract.SLOTS), "--max-threadpool-threads", "1", "--log-level", "ERROR"]
+        return ["taskiq", "worker", "peer_taskiq:broker", *options]
+
+    def connect(self) -> None:
         self._loop = asyncio.new_event_loop()
         broker = make_broker()
         self._loop.run_until_complete(broker.startup())
@@ -72,19 +66,7 @@ class Taskiq(contract.Contender):
     def stop(self) -> None:
         if self._loop is not None:
             self._loop.run_until_complete(make_broker().shutdown())
-        if self._worker is not None:
-            contract.end(self._worker)
-        if self._redis is not None:
-            self._redis.stop()
-
-    def schedulers(self) -> list[int]:
-        return [self._redis.pid]
-
-    def workers(self) -> list[int]:
-        return [self._worker.pid]
-
-    def memory(self) -> int:
-        return self._redis.memory()
+        super().stop()
 
     def call(self, item: int) -> object:
         async def call():

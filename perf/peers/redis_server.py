@@ -10,11 +10,14 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import contract
 
+URL = "TITAN_FAST_PEERS_URL"
+"""Where it listens, for the modules that workers import."""
 UNPACKED = "TITAN_FAST_PEERS_REDIS"
 """The folder into which the packages of Debian were unpacked, when redis is not installed."""
 
@@ -52,6 +55,46 @@ class Redis:
         contract.end(self._process)
 
 
+class OnRedis(contract.Contender):
+    """A contender whose broker and result store is a redis, and whose worker is one program."""
+
+    _redis: Redis | None = None
+    _worker: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def version(cls) -> str:
+        return f"{super().version()} on redis {version()}"
+
+    def worker_argv(self) -> list[str]:
+        raise NotImplementedError
+
+    def connect(self) -> None:
+        """As a client; the URL is in the environment."""
+        raise NotImplementedError
+
+    def start(self, workers: bool = True) -> None:
+        self._redis = Redis(self.folder)
+        os.environ[URL] = self._redis.url
+        if workers:
+            self._worker = contract.start([sys.executable, "-m", *self.worker_argv()], self.folder / "log")
+        self.connect()
+
+    def stop(self) -> None:
+        if self._worker is not None:
+            contract.end(self._worker)
+        if self._redis is not None:
+            self._redis.stop()
+
+    def schedulers(self) -> list[int]:
+        return [self._redis.pid]
+
+    def workers(self) -> list[int]:
+        return [self._worker.pid]
+
+    def memory(self) -> int:
+        return self._redis.memory()
+
+
 def find() -> tuple[str, dict[str, str]]:
     """The program and what its environment needs. Raises Missing."""
     if installed := shutil.which("redis-server"):
@@ -64,12 +107,10 @@ def find() -> tuple[str, dict[str, str]]:
     return str(program), {"LD_LIBRARY_PATH": ":".join(libraries)}
 
 
-def works() -> bool:
-    """Whether what was found starts at all: it may lack a library."""
-    try:
-        program, environ = find()
-        return (
-            subprocess.run([program, "--version"], env={**os.environ, **environ}, capture_output=True).returncode == 0
-        )
-    except contract.Missing:
-        return False
+def version() -> str:
+    """Raises Missing."""
+    program, environ = find()
+    said = subprocess.run([program, "--version"], env={**os.environ, **environ}, capture_output=True, text=True)
+    if said.returncode:
+        raise contract.Missing(f"{program} does not start: {said.stderr.strip()}")
+    return said.stdout.partition("v=")[2].split()[0]
