@@ -132,9 +132,8 @@ class Results:
         return statistics.median(ratios) if ratios else None
 
 
-def measure(contenders: Contenders, others: list[str], works: list[str], rounds: int) -> Results:
+def measure(results: Results, contenders: Contenders, others: list[str], works: list[str], rounds: int) -> None:
     """Every work by ours and each of the others as neighbours; who goes first alternates."""
-    results = Results()
     for number in range(rounds):
         for work in works:
             told: dict[str, dict[str, Any]] = {}
@@ -147,9 +146,6 @@ def measure(contenders: Contenders, others: list[str], works: list[str], rounds:
                     results.add(name, work, told[name])
                 if OURS in told and other in told:
                     results.add_pair(other, work, told[OURS], told[other])
-            if not others and not cannot(results, OURS, work):
-                results.add(OURS, work, contenders.measure(OURS, work))
-    return results
 
 
 def cannot(results: Results, name: str, work: str) -> bool:
@@ -270,12 +266,20 @@ def main(arguments: list[str]) -> int:
     peers = list(pythons)
     contenders = Contenders({OURS: sys.executable, LIMIT: sys.executable, **pythons}, folder, options.scale)
     began = time.monotonic()
-    results = measure(contenders, [LIMIT, *peers], options.works, options.rounds)
+    results = Results()
+    is_stopped = False
+    try:
+        measure(results, contenders, [LIMIT, *peers], options.works, options.rounds)
+    except KeyboardInterrupt:
+        is_stopped = True
+        print("stopped; so far:", file=sys.stderr)
     rows = summary(results, peers, options.works)
     print("\n".join(table(rows, peers)))
     for name, missing in results.missing.items():
         for work, why in missing.items():
             print(f"{name} {work}: {why}", file=sys.stderr)
+    if is_stopped:
+        return 130
     if options.scale == 1:
         report = {
             "name": "peers",

@@ -204,17 +204,18 @@ class Scripted:
         return answer if isinstance(answer, dict) else {"version": "1", "figures": {"rate": answer}}
 
 
-def rows_of(compare, contenders, others, rounds) -> list[dict]:
-    results = compare.measure(contenders, others, ["W3"], rounds)
+def rows_of(compare, contenders, others, rounds) -> tuple[list[dict], object]:
+    results = compare.Results()
+    compare.measure(results, contenders, others, ["W3"], rounds)
     return compare.summary(results, [name for name in others if name != "limit"], ["W3"]), results
 
 
 def test_ratios_are_of_neighbours(compare) -> None:
-    """The machine was ten times slower in the second round; ours was three times as fast in all of them."""
-    contenders = Scripted(ours=[300, 30, 306], ray=[100, 10, 102])
+    """The machine was slower or faster in each round, which is not what a ratio should be of."""
+    contenders = Scripted(ours=[100, 300, 40], ray=[50, 100, 10])
     (row,), _ = rows_of(compare, contenders, ["ray"], 3)
     assert contenders.asked == ["ray", "ours", "ours", "ray", "ray", "ours"]
-    assert (row["ours"], row["peers"], row["best"], row["ratio"]) == (300, {"ray": 100}, "ray", 3.0)
+    assert (row["ours"], row["peers"], row["best"], row["ratio"]) == (100, {"ray": 50}, "ray", 3.0)
 
 
 def test_ours_runs_beside_each_of_them(compare) -> None:
@@ -275,6 +276,36 @@ def test_what_it_does_not_know_is_refused(compare, capsys, arguments, says) -> N
         compare.read_options(arguments)
     assert ended.value.code == 2
     assert says in capsys.readouterr().err
+
+
+def test_ctrl_c_shows_what_there_is_and_leaves_no_report(compare, tmp_path, monkeypatch, capsys) -> None:
+    def interrupted(self, name, work):
+        if name == "ours":
+            raise KeyboardInterrupt
+        return {"version": "1", "figures": {"rate": 1234.0}}
+
+    monkeypatch.setattr(compare.Contenders, "measure", interrupted)
+    monkeypatch.setattr(compare, "REPORT", tmp_path / "peers.json")
+    assert compare.main(["none", "--work", "W3", "--dir", str(tmp_path)]) == 130
+    assert "1,234 /s" in capsys.readouterr().out
+    assert not (tmp_path / "peers.json").exists()
+
+
+def test_the_report_has_what_the_page_reads(compare, tmp_path, monkeypatch, capsys) -> None:
+    """A promise that does not hold is exit code 1, as in the gate."""
+    monkeypatch.setattr(
+        compare.Contenders, "measure", lambda self, name, work: {"version": "1", "figures": {"rate": 1000.0}}
+    )
+    monkeypatch.setattr(compare, "environment", lambda name, folder: "python")
+    monkeypatch.setattr(compare, "REPORT", tmp_path / "peers.json")
+    assert compare.main(["hyperqueue", "--work", "W3", "--rounds", "1", "--dir", str(tmp_path)]) == 1
+    monkeypatch.syspath_prepend(str(PEERS.parents[1] / "docs"))
+    import msgspec
+
+    performance = importlib.import_module("performance")
+    report = msgspec.json.decode((tmp_path / "peers.json").read_bytes(), type=performance.Comparison)
+    assert report.value("W3", "rate") == report.value("W3", "rate", "hyperqueue") == 1000.0
+    assert [item.holds for item in report.rows[0].asked] == [True, False]
 
 
 def test_a_contender_that_fails_leaves_its_last_word(compare, tmp_path) -> None:
