@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from asked import BEST, FIGURES, LIMIT, Asked, Figure, Key
-from contract import WORKS
+from contract import WORKS, end_with_parent
 from install import NotInstalled, environment
 
 HERE = Path(__file__).resolve().parent
@@ -61,6 +61,7 @@ class Contenders:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 start_new_session=True,
+                preexec_fn=lambda: end_with_parent(signal.SIGTERM),
             )
             try:
                 answer, _ = process.communicate(timeout=PATIENCE)
@@ -79,8 +80,8 @@ def is_setting(name: str) -> bool:
 
 
 def give_up(process: subprocess.Popen[bytes]) -> None:
-    """A contender that is told to end by Ctrl-C takes its processes along; killed, they end with it."""
-    for stop in (signal.SIGINT, signal.SIGKILL):
+    """A contender that is told to end takes its processes along; killed, those that it started end with it."""
+    for stop in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
             process.send_signal(stop)
             try:
@@ -268,6 +269,7 @@ def main(arguments: list[str]) -> int:
     began = time.monotonic()
     results = Results()
     is_stopped = False
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         measure(results, contenders, [LIMIT, *peers], options.works, options.rounds)
     except KeyboardInterrupt:

@@ -28,6 +28,7 @@ SLOTS = 2
 SCRIPT_PYTHON = sys._base_executable  # type: ignore[attr-defined]
 """Runs the scripts of W4 for everybody who starts an interpreter: the one all environments were made of, which has the
 least to import."""
+LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
 
 
@@ -249,7 +250,6 @@ def percentile(values: Iterable[float], percent: int) -> float:
 
 def start(argv: Sequence[str], log: Path, environ: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start a part of a contender: it finds our modules, writes to ``log`` and dies with us, however that ends."""
-    libc = ctypes.CDLL(None)
     with log.open("ab") as file:
         return subprocess.Popen(
             argv,
@@ -258,8 +258,12 @@ def start(argv: Sequence[str], log: Path, environ: dict[str, str] | None = None)
             stdout=file,
             stderr=file,
             start_new_session=True,
-            preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+            preexec_fn=lambda: end_with_parent(signal.SIGKILL),
         )
+
+
+def end_with_parent(how: signal.Signals) -> None:
+    LIBC.prctl(PR_SET_PDEATHSIG, how)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -337,7 +341,9 @@ def measure(kind: type[Contender], name: str, scale: float) -> dict[str, Any]:
 
 
 def main(kind: type[Contender]) -> None:
-    """The contender as a program. Whatever its libraries print goes to standard error."""
+    """The contender as a program. Whatever its libraries print goes to standard error. Told to end, it stops what it
+    started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=kind.__doc__)
     parser.add_argument("--work", choices=WORKS, help="measure this one")
     parser.add_argument("--scale", type=float, default=1.0, help="a part of its size, to try it")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -181,6 +182,32 @@ def test_the_answer_is_one_line_whatever_libraries_print(tmp_path) -> None:
     done = subprocess.run(argv, env={"PYTHONPATH": str(PEERS)}, capture_output=True, text=True)
     assert json.loads(done.stdout)["contender"] == "loud"
     assert "libraries talk" in done.stderr and "so do programs" in done.stderr
+
+
+def test_told_to_end_it_stops_what_it_started(tmp_path) -> None:
+    """The contender's process writes its id when it is up, and the contender waits for ever."""
+    program = tmp_path / "slow.py"
+    program.write_text(
+        "import contract, pathlib, signal\n"
+        "class Slow(contract.Contender):\n"
+        "    name, version = 'slow', lambda: '1'\n"
+        "    def start(self, workers=True):\n"
+        "        self.part = contract.start(['sleep', '1000'], self.folder / 'log')\n"
+        "    def stop(self):\n"
+        "        contract.end(self.part)\n"
+        "    def map(self, count):\n"
+        "        print(self.part.pid, flush=True)\n"
+        "        signal.pause()\n"
+        "contract.main(Slow)\n"
+    )
+    argv = [sys.executable, str(program), "--work", "W1"]
+    process = subprocess.Popen(argv, env={"PYTHONPATH": str(PEERS)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    part = int(process.stderr.readline())
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(part, 0)
 
 
 @pytest.mark.parametrize(("percent", "value"), [(50, 50), (99, 99), (100, 100), (1, 1)])
