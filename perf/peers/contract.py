@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib
 import importlib.metadata
 import json
 import os
@@ -46,6 +47,8 @@ class Contender:
 
     name: ClassVar[str]
     package: ClassVar[str]
+    modules: ClassVar[tuple[str, ...]] = ()
+    """What its client imports, which is no part of a cold start."""
 
     def __init__(self, folder: Path) -> None:
         """``folder``: for its files; gone afterwards."""
@@ -167,6 +170,8 @@ def measure_queue_named(contender: Contender, scale: float) -> dict[str, float]:
 
 
 def measure_start(contender: Contender, scale: float) -> dict[str, float]:
+    for name in contender.modules:
+        importlib.import_module(name)
     began = time.perf_counter()
     contender.start()
     contender.first()

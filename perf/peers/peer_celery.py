@@ -60,6 +60,7 @@ class Celery(OnRedis):
 
     name = "celery"
     package = "celery"
+    modules = ("celery", "celery.backends.redis", "kombu.transport.redis")
 
     def worker_argv(self) -> list[str]:
         options = [f"--concurrency={contract.SLOTS}", "--without-gossip", "--without-mingle", "--without-heartbeat"]

@@ -36,6 +36,7 @@ class Dask(contract.Contender):
 
     name = "dask"
     package = "distributed"
+    modules = ("distributed",)
     _client = None
     _processes = ()
 

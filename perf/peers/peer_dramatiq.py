@@ -52,6 +52,7 @@ class Dramatiq(OnRedis):
 
     name = "dramatiq"
     package = "dramatiq"
+    modules = ("dramatiq.brokers.redis", "dramatiq.results.backends.redis")
 
     def worker_argv(self) -> list[str]:
         return ["dramatiq", "peer_dramatiq:broker", "--processes", str(contract.SLOTS), "--threads", "1"]

@@ -24,6 +24,7 @@ class HyperQueue(contract.Contender):
 
     name = "hyperqueue"
     package = "hyperqueue"
+    modules = ("hyperqueue", "hyperqueue.cluster")
     _cluster = None
 
     def start(self, workers: bool = True) -> None:

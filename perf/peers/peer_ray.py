@@ -35,6 +35,7 @@ class Ray(contract.Contender):
 
     name = "ray"
     package = "ray"
+    modules = ("ray",)
     _ray = None
 
     def start(self, workers: bool = True) -> None:

@@ -50,6 +50,7 @@ class Taskiq(OnRedis):
 
     name = "taskiq"
     package = "taskiq"
+    modules = ("taskiq_redis",)
     _loop = None
 
     def worker_argv(self) -> list[str]:
