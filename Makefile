@@ -55,9 +55,11 @@ lint: $(INSTALLED)
 docs: $(INSTALLED)
 	@$(BIN)/python docs/generate.py
 
-# The table of docs/reliability.md, from the reports that the tests left in build/reports.
+# The tables of docs/reliability.md and docs/performance.md, from the reports that tests and benchmarks left in
+# build/reports.
 figures: $(INSTALLED)
 	@$(BIN)/python docs/reliability.py
+	@$(BIN)/python docs/performance.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info titan_fast/*.so

@@ -1,0 +1,176 @@
+"""Writes the tables of docs/performance.md from the reports that benchmarks left in build/reports.
+
+    python docs/performance.py            after perf/peers/run.sh; replaces what stands between the marks of the page
+
+The comparison with others (peers.json) is `Comparison`, as perf/peers/compare.py makes it. The reports of single
+benchmarks are those of docs/reliability.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+from reliability import Report, detail, read_report
+
+PAGE = Path(__file__).parent / "performance.md"
+BEGIN = "<!-- {}: written by docs/performance.py -->"
+END = "<!-- end of the {} -->"
+OWN = ("durable", "commit", "memory-arrays", "memory-single-tasks", "restart-growth-long")
+"""Reports of one benchmark or test each."""
+NOT_RUN = "Not run: `perf/peers/run.sh` makes it."
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """``holds`` is none when one side was not measured."""
+
+    text: str
+    holds: bool | None
+
+
+class Row(msgspec.Struct, frozen=True):
+    work: str
+    figure: str
+    title: str
+    unit: str
+    ours: float | None
+    limit: float | None
+    peers: dict[str, float]
+    best: str | None
+    ratio: float | None
+    asked: tuple[Asked, ...]
+
+
+class Machine(msgspec.Struct, frozen=True):
+    cpus: int
+    memory_gib: float
+    kernel: str
+    python: str
+    load_before: float
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """``absent`` could not be installed, ``missing`` says by contender and work what it cannot do or why it failed."""
+
+    command: str
+    at: str
+    rounds: int
+    machine: Machine
+    versions: dict[str, str]
+    absent: dict[str, str]
+    missing: dict[str, dict[str, str]]
+    rows: tuple[Row, ...]
+
+    def value(self, work: str, figure: str, contender: str = "ours") -> float | None:
+        for row in self.rows:
+            if (row.work, row.figure) == (work, figure):
+                return {"ours": row.ours, "limit": row.limit}.get(contender, row.peers.get(contender))
+        return None
+
+
+def number(value: float | None) -> str:
+    """Three digits that count."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def peers() -> str:
+    found = read_report("peers", Comparison)
+    if found is None:
+        return NOT_RUN
+    names = [name for name in found.versions if name not in ("ours", "limit")]
+    head = ["work", "what", "ours", "limit", *names, "to the best peer", "asked for", "holds"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in found.rows:
+        asked = "<br>".join(item.text for item in row.asked) or "–"
+        holds = "<br>".join({True: "yes", False: "**no**", None: "–"}[item.holds] for item in row.asked) or "–"
+        ratio = "–" if row.ratio is None else f"{number(row.ratio)} × {row.best}"
+        values = [number(value) for value in (row.ours, row.limit, *map(row.peers.get, names))]
+        lines.append(f"| {' | '.join([row.work, f'{row.title}, {row.unit}', *values, ratio, asked, holds])} |")
+    return "\n".join(lines)
+
+
+def conditions() -> str:
+    found = read_report("peers", Comparison)
+    if found is None:
+        return NOT_RUN
+    machine = found.machine
+    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    lines = [
+        f"`{found.command}`, {found.at}, medians of {found.rounds} rounds. {machine.cpus} processors, "
+        f"{machine.memory_gib:g} GiB, Linux {machine.kernel}, Python {machine.python}; load before it began: "
+        f"{machine.load_before:g}. Versions: {versions}."
+    ]
+    lines += [f"* {name} is not there: {why}" for name, why in found.absent.items()]
+    for name, works in found.missing.items():
+        said: dict[str, list[str]] = {}
+        for work, why in works.items():
+            said.setdefault(why, []).append(work)
+        lines += [f"* {name}, {', '.join(works)}: {why}" for why, works in said.items()]
+    return "\n".join([lines[0], *([""] if lines[1:] else []), *lines[1:]])
+
+
+def microseconds() -> str:
+    """What one of each costs, and what of it the machine takes by itself: both measured in the same run."""
+    found = read_report("peers", Comparison)
+    if found is None:
+        return NOT_RUN
+    lines = ["| one … | ours, µs | the machine alone, µs | what we add, µs |", "|---|---|---|---|"]
+    for what, work, figure in (
+        ("no-op of a batch", "W1", "rate"),
+        ("no-op submitted by itself, many on their way", "W1s", "rate"),
+        ("round trip, nothing else on its way (p50)", "W2", "p50"),
+        ("the same with relaxed durability (p50)", "W2r", "p50"),
+        ("step of a chain", "W5", "step"),
+        ("process, two at a time", "W3", "rate"),
+        ("Python script, two at a time", "W4", "rate"),
+    ):
+        alone = {"W1s": ("W1", "rate"), "W2r": ("W2", "p50")}.get(work, (work, figure))
+        ours, limit = in_microseconds(found, work, figure), in_microseconds(found, *alone, "limit")
+        added = None if ours is None or limit is None else ours - limit
+        lines.append(f"| {what} | {number(ours)} | {number(limit)} | {number(added)} |")
+    durable, relaxed = in_microseconds(found, "W2", "p50"), in_microseconds(found, "W2r", "p50")
+    waited = None if durable is None or relaxed is None else durable - relaxed
+    lines.append(f"| wait for the disk in a round trip (W2 less W2r) | {number(waited)} | | |")
+    return "\n".join(lines)
+
+
+def in_microseconds(found: Comparison, work: str, figure: str, contender: str = "ours") -> float | None:
+    """A rate as the time of one; a time in milliseconds as it is."""
+    value = found.value(work, figure, contender)
+    if not value:
+        return None
+    return 1e6 / value if figure == "rate" else value * 1e3
+
+
+def own() -> str:
+    """Named by the command that makes each."""
+    reports = [report for name in OWN if (report := read_report(name, Report)) is not None]
+    return "\n\n".join(map(detail, reports)) or "Not run."
+
+
+TABLES = {"peers": peers, "conditions": conditions, "microseconds": microseconds, "own benchmarks": own}
+
+
+def write(page: str, name: str, table: str) -> str:
+    """The page with the table between its marks. Raises SystemExit when it has no marks."""
+    begin, end = BEGIN.format(name), END.format(name)
+    head, has_begin, rest = page.partition(begin)
+    _, has_end, tail = rest.partition(end)
+    if not has_begin or not has_end:
+        raise SystemExit(f"{PAGE} has lost its marks ({begin} … {end}): put them back")
+    return f"{head}{begin}\n\n{table}\n\n{end}{tail}"
+
+
+def main() -> int:
+    page = PAGE.read_text("utf-8")
+    for name, table in TABLES.items():
+        page = write(page, name, table())
+    PAGE.write_text(page, "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
