@@ -159,7 +159,8 @@ class Submit(WithAttachments, frozen=True, omit_defaults=True, kw_only=True):
     graph: GraphSpec
     """Every task, with every default resolved."""
     watch: bool = False
-    """Also answer with an UPDATE when the run is final, as WATCH would."""
+    """Also answer with an UPDATE when the run is final, as WATCH would. Where that is durable as soon as the submit is,
+    it is the only answer; otherwise ACCEPTED comes first."""
     once: Once | None = None
     """Makes it safe to send the request again."""
 

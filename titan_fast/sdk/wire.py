@@ -12,8 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable
 
 from titan_fast.config import Door
 from titan_fast.errors import (
@@ -141,8 +140,8 @@ class Wire:
 
     # ------------------------------------------------------------ requests
 
-    def request(self, message: Message, attachments: tuple[bytes, ...] = ()) -> int:
-        """Send; returns the request's number for `answer`."""
+    def enter(self, message: Message, attachments: tuple[bytes, ...] = ()) -> tuple[int, bytes]:
+        """A request's number for `answer`, and its frames for `write`. Raises ConnectionLost, InvalidUsage."""
         with self._changed:
             if self._broken is not None:
                 raise self._broken
@@ -154,17 +153,19 @@ class Wire:
             raise InvalidUsage(error.message.partition(": ")[2], hint=error.hint) from None  # not the master's mistake
         with self._changed:
             self._inboxes[number] = deque()
+        return number, frames
+
+    def write(self, frames: bytes) -> None:
+        """Raises ConnectionLost."""
         try:
             with self._sending:
                 self._socket.sendall(frames)
         except OSError as error:
-            self.forget(number)
             broken = ConnectionLost(f"the connection to the master broke ({error.strerror or error})")
             with self._changed:
                 self._broken = self._broken or broken
                 self._changed.notify_all()
             raise broken from None
-        return number
 
     def answer(self, number: int, deadline: float | None = None) -> Incoming:
         """The next answer to a request.
@@ -214,17 +215,11 @@ class Wire:
             self._inboxes.pop(number, None)
 
     def ask(self, message: Message, attachments: tuple[bytes, ...] = ()) -> Incoming:
-        with closing(self.stream(message, attachments)) as answers:
-            return next(answers)
-
-    def stream(
-        self, message: Message, attachments: tuple[bytes, ...] = (), deadline: float | None = None
-    ) -> Generator[Incoming]:
-        """Every answer to a request until ``deadline`` (monotonic seconds); the caller stops at the last one."""
-        number = self.request(message, attachments)
+        """The one answer to a request over this connection and no other."""
+        number, frames = self.enter(message, attachments)
         try:
-            while True:
-                yield self.answer(number, deadline)
+            self.write(frames)
+            return self.answer(number)
         finally:
             self.forget(number)
 
