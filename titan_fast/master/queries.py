@@ -245,9 +245,9 @@ class Queries:
         if not watched.is_run or len(run.state) == 1:
             states = _states(run, watched)
             task_state = PUBLIC[max(states, key=lambda state: (state not in FINAL, state != 7, state))]
-            rows = self._history.latest(run.id, first, 1) if count == 1 else {}
-            if first in rows:
-                exit_code = _exit_code(rows[first])
+            row = self._history.newest(run.id, first) if count == 1 else None
+            if row is not None:
+                exit_code = _exit_code(row)
         return msg.Update(
             run.id,
             run.name,
@@ -291,8 +291,8 @@ class Queries:
             if state not in (TaskState.FAILED, TaskState.DEAD):
                 continue
             for index in range(start, start + length):
-                rows = self._history.latest(run.id, index, 1)
-                tail = self._master.logs.tail(run.id, rows[index].fence) if index in rows else ""
+                row = self._history.newest(run.id, index)
+                tail = self._master.logs.tail(run.id, row.fence) if row is not None else ""
                 failed.append(msg.FailedTask(run.label(index), PUBLIC[state], run.reason_of(index), tail))
                 if len(failed) == FAILED_SHOWN:
                     return tuple(failed)
@@ -463,6 +463,8 @@ def _reply_unblessed(session: Session, answer: Answer, request: int, attachments
 def _states(run: Run, watched: Watched) -> set[TaskState]:
     """The states that some of the tasks are in."""
     first, end = watched.first, watched.first + watched.count
+    if watched.count == 1:
+        return {TaskState(run.state[first])}
     return {state for state in TaskState if run.state.find(state, first, end) >= 0}
 
 
