@@ -64,15 +64,7 @@ class Client:
         reconnect_timeout: float | None = None,
         tell: Callable[[str], None] = log.warning,
     ) -> None:
-        options = {
-            "master": master,
-            "token": token,
-            "token_file": token_file,
-            "connect_timeout": timeout,
-            "reconnect_timeout": reconnect_timeout,
-        }
-        door = config.find_door() if (master, token, token_file) == (None, None, None) else None
-        self.line = Line(config.load({"client": options}).client, tell, door)
+        self.line = Line(*client_settings(master, token, token_file, timeout, reconnect_timeout, tell))
         self._unanswered: deque[PendingRun] = deque()
         self.kv = Keys(self)
         self.artifacts = Artifacts(self)
@@ -257,11 +249,7 @@ class Client:
             keep: the newest so many stay; default: as the master's settings say.
             older_than: seconds, or a text like ``7d``, since they ended; default: as the settings say.
         """
-        try:
-            seconds = None if older_than is None else parse_duration(older_than)
-        except ValueError as error:
-            raise InvalidUsage(f"older_than: {error}") from None
-        return self.call(calls.prune(keep, seconds))
+        return self.call(prune_call(keep, older_than))
 
     def backup(self, path: str | Path, *, replace: bool = False) -> msg.BackedUp:
         """Write a consistent copy of the master's state to ``path``, whole and durable, or not at all.
@@ -274,3 +262,32 @@ class Client:
             made = self.call(calls.backup())
             blobs.download(self, made.digest, made.size, file)
         return made
+
+
+def client_settings(
+    master: str | None,
+    token: str | None,
+    token_file: str | None,
+    timeout: float | None,
+    reconnect_timeout: float | None,
+    tell: Callable[[str], None],
+) -> tuple[config.ClientSettings, Callable[[str], None], config.Door | None]:
+    """What a line is made of."""
+    options = {
+        "master": master,
+        "token": token,
+        "token_file": token_file,
+        "connect_timeout": timeout,
+        "reconnect_timeout": reconnect_timeout,
+    }
+    door = config.find_door() if (master, token, token_file) == (None, None, None) else None
+    return config.load({"client": options}).client, tell, door
+
+
+def prune_call(keep: int | None, older_than: float | str | None) -> calls.Call[int]:
+    """Raises InvalidUsage."""
+    try:
+        seconds = None if older_than is None else parse_duration(older_than)
+    except ValueError as error:
+        raise InvalidUsage(f"older_than: {error}") from None
+    return calls.prune(keep, seconds)

@@ -79,9 +79,7 @@ class TaskHandle(_Handle):
     @property
     def state(self) -> str:
         """Its state now; of an array with members in several states the least finished one."""
-        rows = self.rows()
-        order = ("PENDING", "RUNNING", "DEAD", "FAILED", "CANCELLED", "SKIPPED", "COMPLETED")
-        return min((row.state for row in rows), key=order.index)
+        return least_finished(self.rows())
 
     def rows(self) -> list[msg.TaskRow]:
         """Everything known of it, a row for each member."""
@@ -144,6 +142,11 @@ class RunHandle(_Handle):
     def watch(self, timeout: float | None = None) -> Iterator[msg.Update]:
         """Progress, at most ten times a second; the last update is final."""
         return self._stream(calls.watch(self.target, True), timeout)
+
+
+def least_finished(rows: list[msg.TaskRow]) -> str:
+    order = ("PENDING", "RUNNING", "DEAD", "FAILED", "CANCELLED", "SKIPPED", "COMPLETED")
+    return min((row.state for row in rows), key=order.index)
 
 
 def check_completed(update: msg.Update) -> msg.Update:

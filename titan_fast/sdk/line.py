@@ -1,4 +1,4 @@
-"""A client's line to its master, over as many connections as it takes.
+"""A client's line to its master, over as many connections as it takes. `async_line` has its like for asyncio.
 
 A request that was not answered is sent again over the next connection under the same key, so that it is carried out
 once; a stream goes on where it stopped. What the requests are about is not known here.
@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, suppress
-from typing import NoReturn, Protocol
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import msgspec
 
@@ -198,8 +198,22 @@ class Errand:
         )
 
 
-class Line:
-    """Any number of threads may use it; a forked child gets a line of its own. Arguments as of `Party`."""
+class Anyhow(Protocol):
+    """A connection, blocking or not, as far as it is written to."""
+
+    welcome: msg.Welcome
+
+    def enter(self, message: Message, attachments: tuple[bytes, ...] = ()) -> tuple[int, bytes]: ...
+    def write(self, frames: bytes) -> None: ...
+    def forget(self, number: int) -> None: ...
+
+
+W = TypeVar("W", bound=Anyhow)
+E = TypeVar("E", bound="Exchange[Any]")
+
+
+class Lines(Generic[W, E]):
+    """What blocking and async lines share: which request is on which connection. Arguments as of `Party`."""
 
     def __init__(
         self, settings: config.ClientSettings, tell: Callable[[str], None], door: config.Door | None = None
@@ -208,21 +222,149 @@ class Line:
         self._start_over()
 
     def _start_over(self) -> None:
-        self._pid = os.getpid()
-        self._wire: Wire | None = None
-        self._lock = threading.Lock()
-        self._order = threading.RLock()
-        """Which request is on which connection."""
-        self._begun: weakref.WeakValueDictionary[int, Exchange] = weakref.WeakValueDictionary()
+        self.order = threading.RLock()
+        """Held while a request changes its connection."""
+        self._begun: weakref.WeakValueDictionary[int, E] = weakref.WeakValueDictionary()
         """Requests that nobody may be waiting for: whoever connects anew takes them along."""
         self._serials = itertools.count()
-        self._taken_along: Wire | None = None
+        self._taken_along: W | None = None
         """The connection they were taken to last."""
 
     @property
     def history(self) -> str:
         """Of the master that was connected last."""
         return self._party.history
+
+    @property
+    def begun(self) -> int:
+        """How many requests that were begun are not over."""
+        return len(self._begun)
+
+    def is_over(self, exchange: Exchange[Any]) -> None:
+        self._begun.pop(exchange.serial, None)
+
+    def _errand(self, request: Begun) -> Errand:
+        return Errand(self._party, request.message, request.attachments, request.resume, request.then)
+
+    def _write(self, wire: W, exchanges: list[E]) -> None:
+        """Those that can be, in one write; why another one cannot it says itself."""
+        frames = []
+        for exchange in exchanges:
+            with suppress(TitanError):
+                frames.append(exchange.enter(wire))
+        with suppress(TitanError):
+            wire.write(b"".join(frames))
+
+    def _note(self, exchanges: list[E]) -> list[E]:
+        for exchange in exchanges:
+            exchange.serial = next(self._serials)
+            self._begun[exchange.serial] = exchange
+        return exchanges
+
+    def say(self, wire: W, own: E) -> None:
+        """Put a request on this connection; and, when that is a new one, what was begun on the one before.
+
+        Raises:
+            TitanError: why that of ``own`` cannot be; another one hears it when it is waited for.
+        """
+        frames = [own.enter(wire)]
+        with self.order:
+            if self._taken_along is not wire:
+                self._taken_along = wire
+                for exchange in list(self._begun.values()):
+                    with suppress(TitanError):
+                        frames.append(exchange.enter(wire))
+        wire.write(b"".join(frames))
+
+
+class Exchange(Generic[W]):
+    """One request and its answers, over as many connections as it takes. How one waits is left to who waits."""
+
+    def __init__(self, line: Lines[W, Any], errand: Errand) -> None:
+        self._lines = line
+        self._errand = errand
+        self._wire: W | None = None
+        self._number = 0
+        self._is_over = False
+        self.serial = -1
+        """Names it among those that were begun."""
+
+    @property
+    def history(self) -> str:
+        """What the run number of its answer belongs to."""
+        return self._errand.history
+
+    def enter(self, wire: W) -> bytes:
+        """The frames that put it on a connection; none when it is there. Raises InvalidUsage, NoSuchRun."""
+        with self._lines.order:
+            if self._wire is wire or self._is_over:
+                return b""
+            number, frames = wire.enter(*self._errand.to_say(wire.welcome))
+            self._wire, self._number = wire, number
+            return frames
+
+    def _failed(self, error: TitanError, wire: W | None, is_connecting: bool, deadline: float | None) -> float:
+        """Seconds to wait before the next try. Raises as `Errand.failed`."""
+        with self._lines.order:
+            if self._wire is not None and self._wire is not wire:
+                return 0.0  # somebody took it along to a newer connection
+            self._leave()
+            return self._errand.failed(error, is_connecting, deadline)
+
+    def _leave(self) -> None:
+        if self._wire is not None:
+            self._wire.forget(self._number)
+            self._wire = None
+
+    def close(self) -> None:
+        """No more answers are wanted."""
+        if not self._is_over:
+            self._is_over = True
+            self._lines.is_over(self)
+            self._leave()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class BlockingExchange(Exchange[Wire]):
+    def __init__(self, line: Line, errand: Errand) -> None:
+        super().__init__(line, errand)
+        self._line = line
+
+    def next(self, deadline: float | None) -> Incoming:
+        """The next answer, until ``deadline`` (monotonic seconds); it may be asked for again after WaitTimedOut.
+
+        Raises as `Line.stream`.
+        """
+        while True:
+            wire, number = self._wire, self._number
+            is_connecting = False
+            try:
+                if wire is None:
+                    is_connecting = True
+                    wire = self._line.wire(self._errand.patience(deadline))
+                    is_connecting = False
+                    self._line.say(wire, self)
+                    number = self._number
+                incoming = wire.answer(number, deadline)
+                self._errand.answered(incoming)
+                return incoming
+            except WaitTimedOut:
+                raise
+            except TitanError as error:
+                seconds = self._failed(error, wire, is_connecting, deadline)
+            time.sleep(seconds)
+
+
+class Line(Lines[Wire, BlockingExchange]):
+    """Any number of threads may use it; a forked child gets a line of its own."""
+
+    def _start_over(self) -> None:
+        super()._start_over()
+        self._pid = os.getpid()
+        self._wire: Wire | None = None
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         if self._wire is not None:
@@ -277,130 +419,26 @@ class Line:
             NoMaster: it went away and did not come back in time. WaitTimedOut. NoSuchRun: it came back with another
                 history. TitanError: what it answered.
         """
+        self._look_for_a_fork()
         deadline = None if timeout is None else time.monotonic() + timeout
-        with closing(self._exchange(message, attachments, resume, then, history)) as exchange:
+        errand = Errand(self._party, message, attachments, resume, then, history)
+        with closing(BlockingExchange(self, errand)) as exchange:
             while True:
                 yield exchange.next(deadline)
 
-    def begin(self, requests: Iterable[Begun]) -> list[Exchange]:
-        """Written at once and not waited for: `Exchange.next` does that. What cannot be written now, it writes."""
-        exchanges = []
-        for request in requests:
-            exchange = self._exchange(request.message, request.attachments, request.resume, request.then, "")
-            exchange.serial = next(self._serials)
-            exchanges.append(exchange)
+    def begin(self, requests: Iterable[Begun]) -> list[BlockingExchange]:
+        """Written at once and not waited for: their `next` does that. What cannot be written now, it writes."""
+        self._look_for_a_fork()
+        exchanges = [BlockingExchange(self, self._errand(request)) for request in requests]
         with suppress(TitanError):
-            wire = self.wire()
-            frames = []
-            for exchange in exchanges:
-                with suppress(TitanError):
-                    frames.append(exchange.enter(wire))
-            wire.write(b"".join(frames))
-        self._begun.update((exchange.serial, exchange) for exchange in exchanges)
-        return exchanges
+            self._write(self.wire(), exchanges)
+        return self._note(exchanges)
 
-    @property
-    def begun(self) -> int:
-        """How many of them are not over."""
-        return len(self._begun)
-
-    def is_over(self, exchange: Exchange) -> None:
-        self._begun.pop(exchange.serial, None)
-
-    def _exchange(
-        self, message: Message, attachments: tuple[bytes, ...], resume: Resume | None, then: str, history: str
-    ) -> Exchange:
+    def _look_for_a_fork(self) -> None:
         if os.getpid() != self._pid:
             # The same key for two requests would lose one of them, and two readers of one socket lose both.
             self._party.renew()
             self._start_over()
-        return Exchange(self, Errand(self._party, message, attachments, resume, then, history))
-
-    def say(self, wire: Wire, own: Exchange) -> None:
-        """Put a request on this connection; and, when that is a new one, what was begun on the one before.
-
-        Raises:
-            TitanError: why that of ``own`` cannot be; another one hears it when it is waited for.
-        """
-        frames = [own.enter(wire)]
-        with self._order:
-            if self._taken_along is not wire:
-                self._taken_along = wire
-                for exchange in list(self._begun.values()):
-                    with suppress(TitanError):
-                        frames.append(exchange.enter(wire))
-        wire.write(b"".join(frames))
-
-
-class Exchange:
-    """One request and its answers, over as many connections as it takes."""
-
-    def __init__(self, line: Line, errand: Errand) -> None:
-        self._line = line
-        self._errand = errand
-        self._wire: Wire | None = None
-        self._number = 0
-        self._is_over = False
-        self.serial = -1
-        """Names it among those that were begun."""
-
-    @property
-    def history(self) -> str:
-        """What the run number of its answer belongs to."""
-        return self._errand.history
-
-    def enter(self, wire: Wire) -> bytes:
-        """The frames that put it on a connection; none when it is there. Raises InvalidUsage, NoSuchRun."""
-        with self._line._order:
-            if self._wire is wire or self._is_over:
-                return b""
-            number, frames = wire.enter(*self._errand.to_say(wire.welcome))
-            self._wire, self._number = wire, number
-            return frames
-
-    def next(self, deadline: float | None) -> Incoming:
-        """The next answer, until ``deadline`` (monotonic seconds); it may be asked for again after WaitTimedOut.
-
-        Raises as `Line.stream`.
-        """
-        while True:
-            wire, number = self._wire, self._number
-            is_connecting = False
-            try:
-                if wire is None:
-                    is_connecting = True
-                    wire = self._line.wire(self._errand.patience(deadline))
-                    is_connecting = False
-                    self._line.say(wire, self)
-                    number = self._number
-                incoming = wire.answer(number, deadline)
-                self._errand.answered(incoming)
-                return incoming
-            except WaitTimedOut:
-                raise
-            except TitanError as error:
-                with self._line._order:
-                    if self._wire not in (None, wire):
-                        continue  # somebody took it along to a newer connection
-                    if wire is not None:
-                        self._leave()
-                    seconds = self._errand.failed(error, is_connecting, deadline)
-            time.sleep(seconds)
-
-    def _leave(self) -> None:
-        if self._wire is not None:
-            self._wire.forget(self._number)
-            self._wire = None
-
-    def close(self) -> None:
-        """No more answers are wanted."""
-        if not self._is_over:
-            self._is_over = True
-            self._line.is_over(self)
-            self._leave()
-
-    def __del__(self) -> None:
-        self.close()
 
 
 def may_pass(error: TitanError, connecting: bool) -> bool:

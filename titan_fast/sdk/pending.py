@@ -11,7 +11,7 @@ from titan_fast.errors import NoMaster, TitanError, WaitTimedOut
 from titan_fast.ids import TaskId
 from titan_fast.protocol import messages as msg
 from titan_fast.sdk.handles import RunHandle, check_completed, still_going
-from titan_fast.sdk.line import Exchange
+from titan_fast.sdk.line import BlockingExchange
 
 if TYPE_CHECKING:
     from titan_fast.sdk.client import Client
@@ -25,7 +25,7 @@ class PendingRun(RunHandle):
     sent again when the connection breaks.
     """
 
-    def __init__(self, client: Client, exchange: Exchange, *, watched: bool) -> None:
+    def __init__(self, client: Client, exchange: BlockingExchange, *, watched: bool) -> None:
         self._client = client
         self._exchange = exchange
         self._watched = watched

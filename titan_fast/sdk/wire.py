@@ -64,7 +64,7 @@ class Wire:
             except OSError as error:
                 reason = f"{host}:{port}: {error.strerror or error}"
                 continue
-            _keep_alive(link)
+            keep_alive(link)
             wire = cls(link)
             try:
                 wire._prove(Opening(wire._connection, Role.CLIENT, find_token()), timeout)
@@ -179,7 +179,7 @@ class Wire:
                     if not self._changed.wait(_left(deadline)):
                         raise WaitTimedOut("no answer in time")
                 if self._inboxes[number]:
-                    return _unwrap(self._inboxes[number].popleft())
+                    return unwrap(self._inboxes[number].popleft())
                 if self._broken is not None:
                     raise self._broken
                 self._reading = True
@@ -224,7 +224,7 @@ class Wire:
             self.forget(number)
 
 
-def _keep_alive(link: socket.socket) -> None:
+def keep_alive(link: socket.socket) -> None:
     """Small frames leave at once, and a master whose machine has vanished is noticed within half a minute."""
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -250,7 +250,8 @@ def _is_readable(link: socket.socket, seconds: float | None) -> bool:
         return bool(selector.select(seconds))
 
 
-def _unwrap(incoming: Incoming) -> Incoming:
+def unwrap(incoming: Incoming) -> Incoming:
+    """Raises what it says, when that is an error."""
     if incoming.error is not None:
         raise incoming.error
     if isinstance(incoming.message, msg.Error):
