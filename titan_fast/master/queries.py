@@ -5,6 +5,7 @@ attempts did from the store's history.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import os
 import time
 from collections import deque
@@ -318,12 +319,25 @@ class Queries:
     def _runs(self, before: int, limit: int, state: str) -> tuple[tuple[msg.RunRow, ...], str]:
         """A page of runs, newest first: those in memory as they are now, the others as they ended."""
         live = self._state.runs
-        rows = [_run_row(run) for number, run in live.items() if number < before and (not state or run.status == state)]
-        rows += [
-            _head_row(head) for head in self._history.runs(before, limit + 1 + len(live), state) if head.id not in live
-        ]
-        rows.sort(key=lambda row: row.id, reverse=True)
-        return tuple(rows[:limit]), str(rows[limit - 1].id) if len(rows) > limit else ""
+        numbers = [number for number, run in live.items() if number < before and (not state or run.status == state)]
+        found: list[RunHead] = []
+        at = before
+        while True:
+            # The store has records of live runs too: what is read beyond them is a page or two, and no more.
+            heads = self._history.runs(at, limit + 1, state)
+            found += [head for head in heads if head.id not in live]
+            if len(heads) <= limit:
+                break
+            at = heads[-1].id
+            if len(found) + sum(number >= at for number in numbers) > limit:
+                break
+        heads_by_id = {head.id: head for head in found}
+        newest = heapq.nlargest(limit + 1, [*numbers, *heads_by_id])
+        rows = tuple(
+            _head_row(heads_by_id[number]) if number in heads_by_id else _run_row(live[number])
+            for number in newest[:limit]
+        )
+        return rows, str(newest[limit - 1]) if len(newest) > limit else ""
 
     def _dead(self, before: int, limit: int) -> tuple[tuple[msg.TaskRow, ...], str]:
         """The DEAD tasks nobody dropped, of whole runs, newest first, until the page is full."""
@@ -453,6 +467,7 @@ class Queries:
             master.connections,
             slowest,
             self._process.memory_info().rss,
+            ended=self._state.ended,
         )
 
 

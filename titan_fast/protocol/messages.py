@@ -423,6 +423,8 @@ class Stated(Message, frozen=True, omit_defaults=True):
     """Resident bytes."""
     durable: bool = True
     """False: the store is stuck, and a crash now would undo what is shown."""
+    ended: Size = 0
+    """Tasks that became final since this master started; it only grows."""
 
 
 # ---------------------------------------------------------------- blobs

@@ -117,6 +117,8 @@ def move(state: State, run: Run, first: int, count: int, to: TaskState) -> None:
     run.counts[to] += count
     state.totals[before] -= count
     state.totals[to] += count
+    if to in FINAL:
+        state.ended += count
 
 
 def _story(run: Run, first: int, count: int, to: TaskState) -> str:

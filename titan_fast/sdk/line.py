@@ -236,6 +236,13 @@ class Lines(Generic[W, E]):
         return self._party.history
 
     @property
+    def where(self) -> str:
+        """The addresses, as people write them; inside of a task the agent's."""
+        if self._party.door is not None:
+            return self._party.door.path
+        return ",".join(f"{host}:{port}" for host, port in self._party.addresses)
+
+    @property
     def begun(self) -> int:
         """How many requests that were begun are not over."""
         return len(self._begun)
