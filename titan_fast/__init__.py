@@ -10,11 +10,13 @@ from titan_fast._version import __version__
 if TYPE_CHECKING:
     from titan_fast.errors import RunFailed, TitanError
     from titan_fast.sdk import inside
+    from titan_fast.sdk.async_client import AsyncClient
     from titan_fast.sdk.client import Client
     from titan_fast.sdk.graph import Graph, Task
     from titan_fast.sdk.handles import RunHandle, TaskHandle
 
 _HOMES = {
+    "AsyncClient": "titan_fast.sdk.async_client",
     "Client": "titan_fast.sdk.client",
     "Graph": "titan_fast.sdk.graph",
     "Task": "titan_fast.sdk.graph",
@@ -25,7 +27,18 @@ _HOMES = {
     "inside": "titan_fast.sdk.inside",
 }
 
-__all__ = ["Client", "Graph", "RunFailed", "RunHandle", "Task", "TaskHandle", "TitanError", "__version__", "inside"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Graph",
+    "RunFailed",
+    "RunHandle",
+    "Task",
+    "TaskHandle",
+    "TitanError",
+    "__version__",
+    "inside",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,10 @@ def script(master):
             yield msg.Logged(offset=offset, fence=41), b"12345678"[offset : offset + 3]
         yield msg.Logged(offset=8, fence=41, final=True, state="COMPLETED", attempt=1)
 
-    master.on(msg.Submit, msg.Accepted(12))
+    def submitted(asked):
+        return [msg.Accepted(12), update(final=True)] if asked.watch else [msg.Accepted(12)]
+
+    master.script(msg.Submit, submitted)
     master.on(msg.Cancel, msg.Accepted(12))
     master.on(msg.Show, msg.Shown(ROW, ()))
     master.on(msg.Watch, update(), update(), update(final=True))
@@ -38,8 +41,8 @@ def script(master):
         (("wait", "12"), 5, "run 12 COMPLETED: 1 task in 0.0 s\n"),
         (("wait", "12/t"), 5, "task 12/t COMPLETED\n"),
         (("wait", "last"), 8, "run 12 COMPLETED: 1 task in 0.0 s\n"),
-        (("submit", "--wait", "--", "true"), 8, "run 12 COMPLETED: 1 task in 0.0 s\n"),
-        (("run", "g.yaml"), 8, "run 12 COMPLETED: 1 task in 0.0 s\n"),
+        (("submit", "--wait", "--", "true"), 4, "run 12 COMPLETED: 1 task in 0.0 s\n"),
+        (("run", "g.yaml"), 4, "run 12 COMPLETED: 1 task in 0.0 s\n"),
         (("cancel", "12", "--wait"), 8, "12 cancelled\n"),
         (("logs", "-f", "12/t"), 6, "12345678"),
         (("logs", "12/t"), 6, "12345678"),

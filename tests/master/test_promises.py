@@ -12,6 +12,7 @@ import pytest
 
 from titan_fast.config import load
 from titan_fast.errors import Busy, DiskFull, StoreFailed
+from titan_fast.master import watch
 from titan_fast.master.committer import ThreadCommitter
 from titan_fast.master.server import Master
 from titan_fast.master.session import Session
@@ -396,6 +397,78 @@ def test_what_is_said_in_a_turn_waits_for_the_facts_of_that_turn(tmp_path, monke
         await client.hears_nothing()
         store.gate.set()
         assert [(await client.next()).op for _ in range(2)] == [Op.ACCEPTED, Op.UPDATE]
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def record_hurry(master, monkeypatch):
+    hurried = []
+    hurry = master.pump.committer.hurry
+    monkeypatch.setattr(master.pump.committer, "hurry", lambda: (hurried.append(master.pump.position), hurry()))
+    return hurried
+
+
+def test_who_waits_for_the_outcome_is_no_reason_for_a_commit_and_hears_the_number_after_it(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        client = await Peer.connect(master, "client")
+        hurried = record_hurry(master, monkeypatch)
+        store.gate.clear()
+        client.say(msg.Submit(graph=GRAPH, watch=True))
+        await client.hears_nothing()
+        assert hurried == []
+        store.gate.set()
+        assert (await client.next()).op is Op.ACCEPTED
+        client.say(msg.Submit(graph=GRAPH))
+        assert (await client.next()).op is Op.ACCEPTED
+        assert hurried, "an answer that is waited for is one"
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_an_outcome_that_is_there_before_the_number_has_left_is_the_only_answer(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        worker = await Peer.connect(master, "worker")
+        await worker.attach()
+        await worker.next()
+        client = await Peer.connect(master, "client")
+        sessions = {session.role: session for session in master.sessions}
+        store.gate.clear()
+        request = client.say(msg.Submit(graph=GRAPH, watch=True))
+        await client.hears_nothing()
+        fence = next(iter(master.scheduler.state.workers.values())).fences[0]
+        result = ([1], [0], [0], [0], [0], [fence], [0], [1], [1], [0], [0])
+        sessions["worker"].data_received(send_hot(Op.RESULT, 1, result))
+        await client.hears_nothing()
+        store.gate.set()
+        answer = await client.next()
+        assert (answer.op, answer.request, answer.message.run) == (Op.UPDATE, request, 1)
+        await client.hears_nothing()
+        assert sessions["client"].waiting_bytes == 0
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_a_graph_that_ends_as_it_begins_has_one_answer(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        client = await Peer.connect(master, "client")
+        skipped = GraphSpec("g", (TaskSpec("t", Work(argv=("true",)), when="failure"),))
+        client.say(msg.Submit(graph=skipped, watch=True))
+        assert (await client.next()).message.final
+        await client.hears_nothing()
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_a_submit_whose_watch_cannot_be_kept_is_accepted_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "MAX_WATCHES", 1)
+
+    async def scenario(master, store):
+        client = await Peer.connect(master, "client")
+        first = client.say(msg.Submit(graph=GRAPH, watch=True))
+        second = client.say(msg.Submit(graph=GRAPH, watch=True))
+        said = [await client.next() for _ in range(3)]
+        assert [(item.op, item.request) for item in said if item.request == first] == [(Op.ACCEPTED, first)]
+        assert [item.op for item in said if item.request == second] == [Op.ACCEPTED, Op.ERROR]
 
     with_master(tmp_path, scenario, monkeypatch)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 
 import msgspec
@@ -12,10 +13,12 @@ from master.test_promises import GRAPH, Peer, with_master
 from titan_fast.errors import TooLarge
 from titan_fast.master import queries, watch
 from titan_fast.master.queries import TASKS_PER_PAGE
+from titan_fast.master.store.base import RunHead
 from titan_fast.model.spec import GraphSpec, TaskSpec, Work
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.opcodes import Op
 from titan_fast.scheduler.columns import Texts
+from titan_fast.scheduler.state import Run
 
 QUESTIONS = [
     msg.List("runs"),
@@ -69,6 +72,44 @@ async def until(condition):
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+# ---------------------------------------------------------------- listings
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pages_of_runs_hold_each_once_wherever_it_is(tmp_path, monkeypatch, seed):
+    """In memory, in the store, or in both: a live run has a record too."""
+    rng = random.Random(seed)
+
+    async def scenario(master, store):
+        kept = {number: rng.choice(["COMPLETED", "FAILED"]) for number in rng.sample(range(1, 90), 60)}
+        live = rng.sample(sorted(kept), rng.choice([0, 3, 30, 60]))
+        states = dict(kept)
+        runs = master.scheduler.state.runs
+        for number in live:
+            run = runs[number] = Run(number, "g", 1.0, 0)
+            run.status = states[number] = rng.choice(["RUNNING", "COMPLETED"])
+
+        def heads(before, limit, state="", dead=False):
+            found = [n for n in sorted(kept, reverse=True) if n < before and (not state or kept[n] == state)]
+            return [RunHead(n, "g", kept[n], "", 1.0, 1.0, 2.0, {}) for n in found[:limit]]
+
+        monkeypatch.setattr(master.history, "runs", heads)
+        for state in ("", "RUNNING", "COMPLETED"):
+            rows, cursor = [], 1 << 63
+            while True:
+                page, more = master.queries._runs(cursor, 7, state)
+                rows += page
+                assert len(page) <= 7
+                if not more:
+                    break
+                cursor = int(more)
+            wanted = [n for n in sorted(kept, reverse=True) if not state or states[n] == state]
+            assert [(row.id, row.state) for row in rows] == [(n, states[n]) for n in wanted]
+        runs.clear()
+
+    with_master(tmp_path, scenario, monkeypatch)
 
 
 # ---------------------------------------------------------------- a stuck disk

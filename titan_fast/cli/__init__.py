@@ -28,6 +28,7 @@ _VERBS = {
     "logs": "look",
     "workers": "look",
     "stats": "look",
+    "top": "top",
     "kv": "data",
     "artifact": "data",
     "dlq": "dead",

@@ -314,6 +314,7 @@ def stats(master: str | None, token_file: str | None, as_json: bool) -> int:
         "workers": stated.workers,
         "runs": stated.runs,
         "tasks": stated.tasks,
+        "ended": stated.ended,
         "commits": stated.commits,
         "facts": stated.facts,
         "facts_per_commit": stated.facts_per_commit,

@@ -17,7 +17,6 @@ from titan_fast.errors import InvalidFile, InvalidUsage, WaitTimedOut
 from titan_fast.ids import TaskId
 from titan_fast.protocol import messages as msg
 from titan_fast.sdk import calls
-from titan_fast.sdk.client import Client
 from titan_fast.sdk.handles import RunHandle
 
 
@@ -59,10 +58,9 @@ def run(
     if slots is not None:
         raise InvalidUsage("--slots goes with --local")
     with output.connect(master, token_file) as client:
-        handle = client.submit_loaded(loaded)
         if not wait:
-            return _say_submitted(handle, as_json)
-        return _wait(client, handle, timeout, as_json)
+            return _say_submitted(client.submit(loaded), as_json)
+        return _wait(client.submit_nowait(loaded), timeout, as_json)
 
 
 def _say_submitted(handle: RunHandle, as_json: bool) -> int:
@@ -75,11 +73,13 @@ def _say_submitted(handle: RunHandle, as_json: bool) -> int:
     return 0
 
 
-def _wait(client: Client, handle: RunHandle, timeout: float | None, as_json: bool, detach: bool = True) -> int:
-    if not as_json and not sys.stderr.isatty():
+def _wait(handle: RunHandle, timeout: float | None, as_json: bool, detach: bool = True) -> int:
+    has_bar = sys.stderr.isatty() and not as_json
+    if not as_json and not has_bar:
         click.echo(f"run {handle.id} submitted", err=True)
     try:
-        update = follow(handle.watch(timeout), quiet=as_json)
+        # Without a bar the outcome is all there is to ask for, and that was asked for with the submit.
+        update = follow(handle.watch(timeout)) if has_bar else handle.outcome(timeout)
     except KeyboardInterrupt:
         if detach:
             click.echo(f"\ndetached; run {handle.id} goes on: titan-fast wait {handle.id}", err=True)
@@ -123,7 +123,7 @@ def _run_locally(loaded: Any, slots: int | None, timeout: float | None, as_json:
             with output.connect(cluster.address, _local_token(cluster.address, home), 0.0) as client:
                 handle = client.submit_loaded(loaded)
                 try:
-                    code = _wait(client, handle, timeout, as_json, detach=False)
+                    code = _wait(handle, timeout, as_json, detach=False)
                 except (KeyboardInterrupt, WaitTimedOut):
                     click.echo(f"\ncancelling run {handle.id}", err=True)
                     handle.cancel()
@@ -182,14 +182,11 @@ def submit(
         timeout=task_timeout,
     )
     with output.connect(master, token_file) as client:
-        handle = client.submit(graph)
         if not wait:
-            return _say_submitted(handle, as_json)
-        code = _wait(client, handle, timeout, as_json)
-        if code:
-            final = handle.tasks()[0]
-            code = final.exit_code or code
-        return code
+            return _say_submitted(client.submit(graph), as_json)
+        handle = client.submit_nowait(graph)
+        code = _wait(handle, timeout, as_json)
+        return (handle.outcome().exit_code or code) if code else 0
 
 
 @click.command()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -51,6 +51,16 @@ class Batch(msgspec.Struct):
     """Of the last of them."""
     size: int
     """About how many bytes they are."""
+    _ended: dict[int, list[AttemptsEnded]] | None = None
+
+    def ended(self, run: int) -> Sequence[AttemptsEnded]:
+        """Those of them about ended attempts of a run. Sorted out when somebody asks first: many ask in one turn."""
+        if self._ended is None:
+            self._ended = {}
+            for fact in self.facts:
+                if isinstance(fact, AttemptsEnded):
+                    self._ended.setdefault(fact.run, []).append(fact)
+        return self._ended.get(run, ())
 
 
 class Committer(Protocol):

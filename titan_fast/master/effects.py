@@ -14,7 +14,7 @@ from titan_fast.master.session import Session
 from titan_fast.model.results import references
 from titan_fast.model.spec import Work
 from titan_fast.protocol import messages as msg
-from titan_fast.protocol.connection import send, send_hot
+from titan_fast.protocol.connection import send, send_error, send_hot
 from titan_fast.protocol.opcodes import Op
 from titan_fast.scheduler import commands as cmd
 from titan_fast.scheduler.facts import Fact, RunAccepted, TasksReopened
@@ -162,12 +162,17 @@ class Effects:
     def _answer(self, command: cmd.Answer) -> None:
         ticket = self._master.intake.tickets.pop(command.ticket)
         done = msg.KvDone(command.number) if ticket.op is Op.KV_SET else msg.Accepted(command.number)
-        ticket.session.reply(done, ticket.request)
-        if ticket.watch:
+        if not ticket.watch:
+            ticket.session.reply(done, ticket.request)
+        else:
+            # The outcome is what is waited for: it may come first, and its commit do for both.
+            ticket.session.reply_early(done, ticket.request)
             try:
                 self._master.watchers.watch(ticket.session, ticket.request, msg.Watch(command.number))
             except TitanError as error:
-                ticket.session.refuse_request(error, ticket.request)
+                # It is accepted all the same, and hears that first.
+                ticket.session.reply(done, ticket.request)
+                ticket.session.send_when_durable(send_error(error.with_traceback(None), ticket.request))
 
     def _refuse(self, command: cmd.Refuse) -> None:
         ticket = self._master.intake.tickets.pop(command.ticket)

@@ -49,15 +49,18 @@ class History:
         found.update((index, row) for index, row, _ in self._on_the_way(run, first, count))
         return found
 
+    def newest(self, run: int, index: int) -> AttemptRow | None:
+        """The newest ended attempt of a task. One that is still on its way is found without the store."""
+        newer = [row for _, row, _ in self._on_the_way(run, index, 1)]
+        return newer[-1] if newer else self._store.latest(run, index, 1).get(index)
+
     def result(self, run: int, index: int) -> bytes:
         """What the newest COMPLETED attempt of a task gave."""
         newer = [result for _, row, result in self._on_the_way(run, index, 1) if row.state == "COMPLETED"]
         return newer[-1] if newer else self._store.result(run, index)
 
     def _on_the_way(self, run: int, first: int, count: int) -> Iterator[tuple[int, AttemptRow, bytes]]:
-        for fact in self._pending():
-            if not isinstance(fact, AttemptsEnded) or fact.run != run:
-                continue
+        for fact in self._ended(run):
             for row, index in enumerate(fact.index):
                 if first <= index < first + count:
                     yield (
@@ -75,6 +78,13 @@ class History:
                         ),
                         fact.result[row],
                     )
+
+    def _ended(self, run: int) -> Iterator[AttemptsEnded]:
+        for batch in self._committer.pending:
+            yield from batch.ended(run)
+        for fact in self._scheduler.untaken:
+            if isinstance(fact, AttemptsEnded) and fact.run == run:
+                yield fact
 
     def _pending(self) -> Iterator[Fact]:
         for batch in self._committer.pending:

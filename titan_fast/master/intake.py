@@ -30,7 +30,7 @@ from titan_fast.master.session import Session
 from titan_fast.model.names import check_capability, check_worker_name
 from titan_fast.model.spec import MAX_NAME
 from titan_fast.protocol import messages as msg
-from titan_fast.protocol.connection import Incoming, send_hot
+from titan_fast.protocol.connection import Incoming, send_error, send_hot
 from titan_fast.protocol.opcodes import Op
 from titan_fast.scheduler import events as ev
 from titan_fast.scheduler.facts import NO_KEY, Key
@@ -158,7 +158,11 @@ class Intake:
         number = self._repeated(session, incoming, message.once)
         if number is not None:
             if message.watch:
-                self._master.watchers.watch(session, incoming.request, msg.Watch(number))
+                try:
+                    self._master.watchers.watch(session, incoming.request, msg.Watch(number))
+                except TitanError as error:
+                    # Behind the answer: it is accepted all the same.
+                    session.send_when_durable(send_error(error.with_traceback(None), incoming.request))
             return
         self._master.check_space()
         project = message.graph.project

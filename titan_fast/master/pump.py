@@ -57,6 +57,8 @@ class Pump:
         self.touched: dict[Session, None] = {}
         self.waiting: dict[Session, None] = {}
         """Sessions with frames that wait for the disk."""
+        self._promised = 0
+        """The newest fact that somebody waits to be told of."""
         self.resting: list[Session] = []
         self.slowest_turn = 0.0
         self.is_stuck = False
@@ -124,12 +126,13 @@ class Pump:
         self._rearm()
 
     def _flush(self, sessions: dict[Session, None]) -> None:
-        """One write for each; who still waits for the disk is the reason for the next commit."""
+        """One write for each; a promise that still waits for the disk is the reason for the next commit."""
         for session in list(sessions):
             if session.flush(self.durable):
                 self.waiting[session] = None
+                self._promised = max(self._promised, session.promised)
         sessions.clear()
-        if self.waiting:
+        if self._promised > self.durable:
             self.committer.hurry()
 
     def _rearm(self) -> None:

@@ -5,6 +5,7 @@ attempts did from the store's history.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import os
 import re
 import time
@@ -253,9 +254,9 @@ class Queries:
         if not watched.is_run or len(run.state) == 1:
             states = _states(run, watched)
             task_state = PUBLIC[max(states, key=lambda state: (state not in FINAL, state != 7, state))]
-            rows = self._history.latest(run.id, first, 1) if count == 1 else {}
-            if first in rows:
-                exit_code = _exit_code(rows[first])
+            row = self._history.newest(run.id, first) if count == 1 else None
+            if row is not None:
+                exit_code = _exit_code(row)
         return msg.Update(
             run.id,
             run.name,
@@ -299,8 +300,8 @@ class Queries:
             if state not in (TaskState.FAILED, TaskState.DEAD):
                 continue
             for index in range(start, start + length):
-                rows = self._history.latest(run.id, index, 1)
-                tail = self._master.logs.tail(run.id, rows[index].fence) if index in rows else ""
+                row = self._history.newest(run.id, index)
+                tail = self._master.logs.tail(run.id, row.fence) if row is not None else ""
                 failed.append(msg.FailedTask(run.label(index), PUBLIC[state], run.reason_of(index), tail))
                 if len(failed) == FAILED_SHOWN:
                     return tuple(failed)
@@ -328,12 +329,25 @@ class Queries:
     def _runs(self, before: int, limit: int, state: str) -> tuple[tuple[msg.RunRow, ...], str]:
         """A page of runs, newest first: those in memory as they are now, the others as they ended."""
         live = self._state.runs
-        rows = [_run_row(run) for number, run in live.items() if number < before and (not state or run.status == state)]
-        rows += [
-            _head_row(head) for head in self._history.runs(before, limit + 1 + len(live), state) if head.id not in live
-        ]
-        rows.sort(key=lambda row: row.id, reverse=True)
-        return tuple(rows[:limit]), str(rows[limit - 1].id) if len(rows) > limit else ""
+        numbers = [number for number, run in live.items() if number < before and (not state or run.status == state)]
+        found: list[RunHead] = []
+        at = before
+        while True:
+            # The store has records of live runs too: what is read beyond them is a page or two, and no more.
+            heads = self._history.runs(at, limit + 1, state)
+            found += [head for head in heads if head.id not in live]
+            if len(heads) <= limit:
+                break
+            at = heads[-1].id
+            if len(found) + sum(number >= at for number in numbers) > limit:
+                break
+        heads_by_id = {head.id: head for head in found}
+        newest = heapq.nlargest(limit + 1, [*numbers, *heads_by_id])
+        rows = tuple(
+            _head_row(heads_by_id[number]) if number in heads_by_id else _run_row(live[number])
+            for number in newest[:limit]
+        )
+        return rows, str(newest[limit - 1]) if len(newest) > limit else ""
 
     def _dead(self, before: int, limit: int) -> tuple[tuple[msg.TaskRow, ...], str]:
         """The DEAD tasks nobody dropped, of whole runs, newest first, until the page is full."""
@@ -470,6 +484,7 @@ class Queries:
             self._process.memory_info().rss,
             master.space.free,
             master.refusing(),
+            ended=self._state.ended,
         )
 
 
@@ -480,6 +495,8 @@ def _reply_unblessed(session: Session, answer: Answer, request: int, attachments
 def _states(run: Run, watched: Watched) -> set[TaskState]:
     """The states that some of the tasks are in."""
     first, end = watched.first, watched.first + watched.count
+    if watched.count == 1:
+        return {TaskState(run.state[first])}
     return {state for state in TaskState if run.state.find(state, first, end) >= 0}
 
 

@@ -61,6 +61,10 @@ class Session(asyncio.Protocol):
         """Of what was said and has not left, because a fact it rests on is not durable."""
         self._out: list[tuple[int, bytes]] = []
         """(position of the fact it waits for, frame), in the order they were said in."""
+        self.promised = 0
+        """The newest fact this peer waits to be told of."""
+        self._patient: dict[int, tuple[int, bytes]] = {}
+        """Request -> (position, frame): first words of an answer that its last words may make needless."""
         self._attached: list[bytes] = []
         self._reception = Reception(self._token_of)
         self._holder = ""
@@ -110,6 +114,7 @@ class Session(asyncio.Protocol):
             if timer is not None:
                 timer.cancel()
         self._out.clear()
+        self._patient.clear()
         self.waiting_bytes = 0
         # With the collector off a cycle would stay: what proves the peer holds the way to our tokens, and so us.
         del self._reception
@@ -219,6 +224,7 @@ class Session(asyncio.Protocol):
         else:
             self._out.append((position, frame))
             self.waiting_bytes += len(frame)
+            self.promised = max(self.promised, position)
         self.master.pump.touched[self] = None
 
     def send_when_durable(self, frame: bytes) -> None:
@@ -245,7 +251,18 @@ class Session(asyncio.Protocol):
             self.send_when_durable(frame)
 
     def reply(self, message: Message, request: int, attachments: tuple[bytes, ...] = ()) -> None:
+        early = self._patient.pop(request, None) if self._patient else None
+        if early is not None:
+            self.waiting_bytes -= len(early[1])
         self.send_when_durable(send(message, attachments, request, is_reply=True))
+
+    def reply_early(self, message: Message, request: int) -> None:
+        """The first words of an answer. They leave when they are durable, are no reason for a commit, and give way to
+        a `reply` that is there before."""
+        frame = send(message, request=request, is_reply=True)
+        self._patient[request] = self.master.pump.position, frame
+        self.waiting_bytes += len(frame)
+        self.master.pump.touched[self] = None
 
     def refuse_request(self, error: TitanError, request: int) -> None:
         """A refusal promises nothing, so it need not wait."""
@@ -253,19 +270,24 @@ class Session(asyncio.Protocol):
 
     def flush(self, durable: int) -> bool:
         """One write for all that may leave. True when something still waits for the disk."""
-        if not self._out:
+        if not (self._out or self._patient):
             return False
         was_full = self.waiting_bytes > self.master.settings.limits.undrained // 4
         out, self._out = self._out, []
         ready = [frame for position, frame in out if position <= durable]
         if len(ready) < len(out):
             self._out = [item for item in out if item[0] > durable]
-        self.waiting_bytes = sum(len(frame) for _, frame in self._out)
+        if self._patient:
+            # In front: what else answers these requests comes after.
+            early, self._patient = self._patient, {}
+            ready[:0] = [frame for position, frame in early.values() if position <= durable]
+            self._patient = {request: item for request, item in early.items() if item[0] > durable}
+        self.waiting_bytes = sum(len(frame) for _, frame in (*self._out, *self._patient.values()))
         if ready:
             self._write(b"".join(ready))
         if was_full and self.waiting_bytes <= self.master.settings.limits.undrained // 4:
             asyncio.get_running_loop().call_soon(self.master.session_drained, self)
-        return bool(self._out) and not self.closed
+        return bool(self._out or self._patient) and not self.closed
 
     def _write(self, data: bytes) -> None:
         if self._transport is None or self.closed or not data:

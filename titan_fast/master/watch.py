@@ -94,16 +94,18 @@ class Watchers:
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, session: Session, request: int, watch: msg.Watch) -> None:
-        """Answers at once with how it is; more follow unless that is final.
+        """Answers when it is final; with progress also at once with how it is, and whenever that changes.
 
         Raises:
             NoSuchRun, NoSuchTask, TooLarge
         """
         queries, pump = self._master.queries, self._master.pump
         watched = queries.watched(watch)
-        update = queries.update(watched)
-        if not update.final:
+        if not queries.is_final(watched):
             self._waiters.add(_Watcher(session, request, watched.run, watched.first, watched, watch.progress))
+            if not watch.progress:
+                return
+        update = queries.update(watched)
         if watch.progress and (not update.final or pump.position > pump.durable):
             # How it looks may be told while the disk is stuck, and says so; that it has ended is a promise.
             queries.reply(session, msgspec.structs.replace(update, final=False), request)

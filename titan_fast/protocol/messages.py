@@ -159,7 +159,8 @@ class Submit(WithAttachments, frozen=True, omit_defaults=True, kw_only=True):
     graph: GraphSpec
     """Every task, with every default resolved."""
     watch: bool = False
-    """Also answer with an UPDATE when the run is final, as WATCH would."""
+    """Also answer with an UPDATE when the run is final, as WATCH would. Where that is durable as soon as the submit is,
+    it is the only answer; otherwise ACCEPTED comes first."""
     once: Once | None = None
     """Makes it safe to send the request again."""
 
@@ -426,6 +427,8 @@ class Stated(Message, frozen=True, omit_defaults=True):
     """Why nothing new is accepted; empty: it is."""
     durable: bool = True
     """False: the store is stuck, and a crash now would undo what is shown."""
+    ended: Size = 0
+    """Tasks that became final since this master started; it only grows."""
 
 
 # ---------------------------------------------------------------- blobs

@@ -56,13 +56,14 @@ PUBLIC = {
 """What everyone outside calls each state."""
 
 PUBLIC_STATES = tuple(dict.fromkeys(PUBLIC.values()))
+_PUBLIC_OF_VALUE = tuple(PUBLIC[state] for state in TaskState)
 
 
 def public_counts(counts: list[int]) -> dict[str, int]:
     """Tasks by public state, from tasks by inner state."""
     result = dict.fromkeys(PUBLIC_STATES, 0)
-    for value, n in enumerate(counts):
-        result[PUBLIC[TaskState(value)]] += n
+    for public, n in zip(_PUBLIC_OF_VALUE, counts, strict=True):
+        result[public] += n
     return result
 
 
@@ -116,6 +117,8 @@ def move(state: State, run: Run, first: int, count: int, to: TaskState) -> None:
     run.counts[to] += count
     state.totals[before] -= count
     state.totals[to] += count
+    if to in FINAL:
+        state.ended += count
 
 
 def _story(run: Run, first: int, count: int, to: TaskState) -> str:

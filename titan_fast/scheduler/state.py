@@ -472,6 +472,8 @@ class State:
         self.queue = ReadyQueue()
         self.timers = Timers()
         self.totals = [0] * N_STATES
+        self.ended = 0
+        """Tasks that became final here, for people: it never falls, whatever leaves memory."""
         self.classes: dict[frozenset[str], int] = {}
         self.views: dict[frozenset[str], int] = {}
         self.view_rows: list[View] = []

@@ -35,6 +35,10 @@ class Call(msgspec.Struct, Generic[T], frozen=True):
     then: str = ""
     """The command to use when the master went away and did not come back."""
 
+    @property
+    def resume(self) -> None:
+        """Without its answer it is sent as it was."""
+
 
 class Stream(msgspec.Struct, Generic[T], frozen=True):
     """One request with many answers; ``is_last`` tells the final one."""
@@ -45,6 +49,7 @@ class Stream(msgspec.Struct, Generic[T], frozen=True):
     resume: Callable[[Message, Incoming], Message] | None = None
     """(request, an answer to it) -> the request that asks for what follows; None: the same request."""
     then: str = ""
+    attachments: tuple[bytes, ...] = ()
 
 
 class Page(Protocol):
@@ -81,6 +86,18 @@ def _parts(target: TaskId) -> tuple[int, str, int]:
 def submit(graph: GraphSpec, payloads: tuple[bytes, ...]) -> Call[int]:
     then = "titan-fast ls shows whether it was accepted"
     return Call(msg.Submit(graph=graph), lambda incoming: _message(incoming).run, payloads, then)
+
+
+def submit_and_watch(graph: GraphSpec, payloads: tuple[bytes, ...]) -> Stream[msg.Accepted | msg.Update]:
+    """The number of the run, then its outcome; the outcome alone when it comes as soon."""
+
+    def resume(asked: Message, incoming: Incoming) -> Message:
+        said = _message(incoming)
+        return msg.Watch(said.run) if isinstance(said, msg.Accepted) else asked
+
+    then = "titan-fast ls shows whether it was accepted"
+    message = msg.Submit(graph=graph, watch=True)
+    return Stream(message, _message, lambda said: isinstance(said, msg.Update) and said.final, resume, then, payloads)
 
 
 def cancel(target: TaskId) -> Call[int]:

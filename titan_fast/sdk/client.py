@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +22,11 @@ from titan_fast.sdk import blobs, calls
 from titan_fast.sdk.data import Artifacts, Keys
 from titan_fast.sdk.handles import RunHandle
 from titan_fast.sdk.line import Line
+from titan_fast.sdk.parts import UNANSWERED, WATCHED, Parts, Submittable, groups, to_parts
+from titan_fast.sdk.pending import PendingRun
 
 if TYPE_CHECKING:
     from titan_fast.model.yaml_file import LoadedGraph
-    from titan_fast.sdk.graph import Graph
 
 log = logging.getLogger("titan_fast.client")
 
@@ -62,15 +64,8 @@ class Client:
         reconnect_timeout: float | None = None,
         tell: Callable[[str], None] = log.warning,
     ) -> None:
-        options = {
-            "master": master,
-            "token": token,
-            "token_file": token_file,
-            "connect_timeout": timeout,
-            "reconnect_timeout": reconnect_timeout,
-        }
-        door = config.find_door() if (master, token, token_file) == (None, None, None) else None
-        self.line = Line(config.load({"client": options}).client, tell, door)
+        self.line = Line(*client_settings(master, token, token_file, timeout, reconnect_timeout, tell))
+        self._unanswered: deque[PendingRun] = deque()
         self.kv = Keys(self)
         self.artifacts = Artifacts(self)
 
@@ -94,7 +89,12 @@ class Client:
     def stream(self, stream: calls.Stream[T], timeout: float | None = None, history: str = "") -> Iterator[T]:
         """Answers until the last one. Raises WaitTimedOut ``timeout`` seconds from now."""
         answers = self.line.stream(
-            stream.message, timeout=timeout, resume=stream.resume, then=stream.then, history=history
+            stream.message,
+            stream.attachments,
+            timeout=timeout,
+            resume=stream.resume,
+            then=stream.then,
+            history=history,
         )
         with closing(answers):
             for incoming in answers:
@@ -121,14 +121,42 @@ class Client:
 
     # ------------------------------------------------------------ graphs
 
-    def submit(self, graph: Graph) -> RunHandle:
+    def submit(self, graph: Submittable) -> RunHandle:
         """Admit a graph, all of it or none. Returns when it is durable.
 
         Raises:
             InvalidGraph, ProjectError, Refused: what is wrong, by name.
         """
-        spec, payloads = graph.to_spec()
-        return self._submit(spec, payloads, graph.project)
+        return self._submit(to_parts(graph))
+
+    def submit_nowait(self, graph: Submittable) -> PendingRun:
+        """As `submit`, without waiting for the answer: write the request and return. Its handle knows the rest.
+
+        Of one client 1,024 submits may be unanswered; one more waits for the oldest of them.
+        """
+        return self.submit_many([graph])[0]
+
+    def submit_many(self, graphs: Iterable[Submittable]) -> list[PendingRun]:
+        """Submit each graph as a run of its own, many in one write. Each is accepted or refused by itself, and its
+        handle knows which."""
+        addresses: dict[object, str] = {}
+        pending = []
+        for group in groups(graphs):
+            pending += self._begin([self._with_project(to_parts(graph), addresses) for graph in group])
+        return pending
+
+    def run(self, what: Submittable | int | str = "last", *, timeout: float | None = None) -> RunHandle:
+        """Submit a graph and wait for its end, in one request; or, with a number, a handle to a run that exists.
+
+        Raises:
+            RunFailed, WaitTimedOut: as `RunHandle.wait`. InvalidGraph, ProjectError, Refused: as `submit`.
+        """
+        if isinstance(what, int | str):
+            target = calls.task_id(what)
+            return RunHandle(self, self.call(calls.show(TaskId(target.run), limit=1)).run.id)
+        handle = self.submit_nowait(what)
+        handle.wait(timeout)
+        return handle
 
     def submit_file(self, path: str | Path, inputs: Mapping[str, str] | None = None) -> RunHandle:
         """Admit a graph file (YAML). Raises InvalidFile with every problem and its line."""
@@ -137,18 +165,36 @@ class Client:
         return self.submit_loaded(load_file(Path(path), dict(inputs or {})))
 
     def submit_loaded(self, loaded: LoadedGraph) -> RunHandle:
-        return self._submit(loaded.graph, tuple(loaded.payloads), loaded.project_dir, tuple(loaded.project_files))
+        return self._submit(to_parts(loaded))
 
     def submit_spec(self, graph: GraphSpec) -> RunHandle:
         """Admit a graph that is described already, without a project."""
-        return self._submit(graph, (), None)
+        return self._submit(to_parts(graph))
 
-    def _submit(
-        self, graph: GraphSpec, payloads: tuple[bytes, ...], project: Path | None, files: tuple[str, ...] = ()
-    ) -> RunHandle:
-        if project is not None:
-            graph = msgspec.structs.replace(graph, project=self.upload_project(project, files))
-        return RunHandle(self, self.call(calls.submit(graph, payloads)))
+    def _submit(self, parts: Parts) -> RunHandle:
+        parts = self._with_project(parts, {})
+        return RunHandle(self, self.call(calls.submit(parts.graph, parts.payloads)))
+
+    def _with_project(self, parts: Parts, addresses: dict[object, str]) -> Parts:
+        """Its project is at the master; ``addresses`` are of those that were brought there just now."""
+        if parts.project is None:
+            return parts
+        folder = parts.project, parts.files
+        if folder not in addresses:
+            addresses[folder] = self.upload_project(*folder)
+        graph = msgspec.structs.replace(parts.graph, project=addresses[folder])
+        return parts._replace(graph=graph, project=None)
+
+    def _begin(self, graphs: Sequence[Parts]) -> list[PendingRun]:
+        """One write for all of them. Those that nobody has answered yet are few enough, and kept here."""
+        while self._unanswered and len(self._unanswered) + len(graphs) > UNANSWERED:
+            self._unanswered.popleft().settle()
+        watched = self.line.begun + len(graphs) <= WATCHED
+        make = calls.submit_and_watch if watched else calls.submit
+        requests = [make(parts.graph, parts.payloads) for parts in graphs]
+        begun = [PendingRun(self, exchange, watched=watched) for exchange in self.line.begin(requests)]
+        self._unanswered += begun
+        return begun
 
     def upload_project(self, folder: Path, files: Sequence[str] = ()) -> str:
         """Bring a folder (or only some files of it) to the master, unless it is there already. Returns its address."""
@@ -180,11 +226,6 @@ class Client:
 
     # ------------------------------------------------------------ looking
 
-    def run(self, number: int | str = "last") -> RunHandle:
-        """A handle to a run that exists."""
-        target = calls.task_id(number)
-        return RunHandle(self, self.call(calls.show(TaskId(target.run), limit=1)).run.id)
-
     def runs(self, state: str = "", limit: int = 100) -> list[msg.RunRow]:
         """The newest runs first."""
         return list(self.call(calls.list_page("runs", state=state, limit=limit)).runs)
@@ -208,11 +249,7 @@ class Client:
             keep: the newest so many stay; default: as the master's settings say.
             older_than: seconds, or a text like ``7d``, since they ended; default: as the settings say.
         """
-        try:
-            seconds = None if older_than is None else parse_duration(older_than)
-        except ValueError as error:
-            raise InvalidUsage(f"older_than: {error}") from None
-        return self.call(calls.prune(keep, seconds))
+        return self.call(prune_call(keep, older_than))
 
     def backup(self, path: str | Path, *, replace: bool = False) -> msg.BackedUp:
         """Write a consistent copy of the master's state to ``path``, whole and durable, or not at all.
@@ -225,3 +262,32 @@ class Client:
             made = self.call(calls.backup())
             blobs.download(self, made.digest, made.size, file)
         return made
+
+
+def client_settings(
+    master: str | None,
+    token: str | None,
+    token_file: str | None,
+    timeout: float | None,
+    reconnect_timeout: float | None,
+    tell: Callable[[str], None],
+) -> tuple[config.ClientSettings, Callable[[str], None], config.Door | None]:
+    """What a line is made of."""
+    options = {
+        "master": master,
+        "token": token,
+        "token_file": token_file,
+        "connect_timeout": timeout,
+        "reconnect_timeout": reconnect_timeout,
+    }
+    door = config.find_door() if (master, token, token_file) == (None, None, None) else None
+    return config.load({"client": options}).client, tell, door
+
+
+def prune_call(keep: int | None, older_than: float | str | None) -> calls.Call[int]:
+    """Raises InvalidUsage."""
+    try:
+        seconds = None if older_than is None else parse_duration(older_than)
+    except ValueError as error:
+        raise InvalidUsage(f"older_than: {error}") from None
+    return calls.prune(keep, seconds)

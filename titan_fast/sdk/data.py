@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 ADDRESS_PREFIX = "sha256:"
 """Before an address where one is shown to people."""
-_ADDRESS = re.compile(f"(?:{re.escape(RESULT_PREFIX)}|{ADDRESS_PREFIX})?([0-9a-f]{{8,64}})").fullmatch
+ADDRESS = re.compile(f"(?:{re.escape(RESULT_PREFIX)}|{ADDRESS_PREFIX})?([0-9a-f]{{8,64}})").fullmatch
 """An address or how it begins, with or without what is written before it; a text of another kind is a name."""
-_WHOLE = 64
+WHOLE = 64
 """Digits of an address."""
 
 
@@ -52,7 +52,7 @@ class Keys:
             TooLarge: the value, or all of them together.
         """
         data = value.encode() if isinstance(value, str) else bytes(value)
-        return self._client.call(calls.kv_set(name, data, expect, _seconds(ttl)))
+        return self._client.call(calls.kv_set(name, data, expect, ttl_seconds(ttl)))
 
     def rm(self, name: str, *, expect: int | None = None) -> int:
         """Take a key away. Returns the revision of that change. Raises Conflict, NoSuchKey."""
@@ -127,21 +127,16 @@ class Artifacts:
         Raises:
             NoSuchArtifact; InvalidUsage: addresses of several artifacts begin so.
         """
-        digits = _ADDRESS(name)
-        if digits is None or len(digits[1]) == _WHOLE:
+        digits = ADDRESS(name)
+        if digits is None or len(digits[1]) == WHOLE:
             return self._client.call(calls.artifact_find(digits[1] if digits else name))
         try:
             return self._client.call(calls.artifact_find(name))
         except NoSuchArtifact:
-            found = {row.digest: row for row in self.ls() if row.digest.startswith(digits[1])}
-            if len(found) > 1:
-                raise InvalidUsage(
-                    f"'{name}' is the beginning of {len(found)} addresses",
-                    hint=f"write more of it: {', '.join(sorted(found)[:4])}",
-                ) from None
-            if not found:
+            found = the_one(name, digits[1], self.ls())
+            if found is None:
                 raise
-            return found.popitem()[1]
+            return found
 
     def ls(self, prefix: str = "") -> list[msg.ArtifactFile]:
         """The artifacts whose names begin with ``prefix``, by name."""
@@ -149,7 +144,18 @@ class Artifacts:
         return [row for page in pages for row in page.artifacts]
 
 
-def _seconds(ttl: float | str | None) -> float:
+def the_one(name: str, digits: str, artifacts: list[msg.ArtifactFile]) -> msg.ArtifactFile | None:
+    """The artifact whose address begins so. Raises InvalidUsage: there are several."""
+    found = {row.digest: row for row in artifacts if row.digest.startswith(digits)}
+    if len(found) > 1:
+        raise InvalidUsage(
+            f"'{name}' is the beginning of {len(found)} addresses",
+            hint=f"write more of it: {', '.join(sorted(found)[:4])}",
+        )
+    return found.popitem()[1] if found else None
+
+
+def ttl_seconds(ttl: float | str | None) -> float:
     if ttl is None:
         return 0.0
     try:

@@ -20,29 +20,37 @@ class _Handle:
     """What names a run or a task of it, and the history in which that number means it."""
 
     def __init__(self, client: Client, target: TaskId, history: str) -> None:
-        self.target = target
         self._client = client
+        self._target = target
         self._history = history
 
+    @property
+    def target(self) -> TaskId:
+        return self._target
+
+    @property
+    def history(self) -> str:
+        """What its number belongs to."""
+        return self._history
+
     def _call(self, call: calls.Call[T]) -> T:
-        return self._client.call(call, self._history)
+        return self._client.call(call, self.history)
 
     def _stream(self, stream: calls.Stream[T], timeout: float | None = None) -> Iterator[T]:
-        return self._client.stream(stream, timeout, self._history)
+        return self._client.stream(stream, timeout, self.history)
 
     def _rows(self) -> list[msg.TaskRow]:
-        pages = self._client.pages(lambda cursor: calls.show(self.target, cursor), self._history)
+        pages = self._client.pages(lambda cursor: calls.show(self.target, cursor), self.history)
         return [task for page in pages for task in page.tasks]
 
-    def _last(self, timeout: float | None) -> msg.Update:
+    def outcome(self, timeout: float | None = None) -> msg.Update:
+        """The last word about it, good or bad. Raises WaitTimedOut."""
         try:
             update = None
             for update in self._stream(calls.watch(self.target, False), timeout):  # noqa: B007
                 pass
         except WaitTimedOut:
-            raise WaitTimedOut(
-                f"{self.target} is not finished after {timeout:g} s; it goes on", hint=f"titan-fast wait {self.target}"
-            ) from None
+            raise still_going(str(self.target), timeout) from None
         assert update is not None
         return update
 
@@ -66,14 +74,12 @@ class TaskHandle(_Handle):
     """One task or array of a run. ``handle[417]`` is a member of an array."""
 
     def __getitem__(self, member: int) -> TaskHandle:
-        return TaskHandle(self._client, self.target._replace(member=member), self._history)
+        return TaskHandle(self._client, self.target._replace(member=member), self.history)
 
     @property
     def state(self) -> str:
         """Its state now; of an array with members in several states the least finished one."""
-        rows = self.rows()
-        order = ("PENDING", "RUNNING", "DEAD", "FAILED", "CANCELLED", "SKIPPED", "COMPLETED")
-        return min((row.state for row in rows), key=order.index)
+        return least_finished(self.rows())
 
     def rows(self) -> list[msg.TaskRow]:
         """Everything known of it, a row for each member."""
@@ -81,10 +87,7 @@ class TaskHandle(_Handle):
 
     def wait(self, timeout: float | None = None) -> msg.Update:
         """Until it is final. Raises RunFailed when that is not COMPLETED, WaitTimedOut."""
-        update = self._last(timeout)
-        if update.task_state not in ("COMPLETED", "SKIPPED"):
-            raise RunFailed(_story(update, str(self.target)))
-        return update
+        return check_done(self.outcome(timeout), self.target)
 
     def logs(self, attempt: int = 0) -> str:
         """The output of its newest attempt (or of the given one), as far as it is kept."""
@@ -102,10 +105,14 @@ class RunHandle(_Handle):
 
     def __init__(self, client: Client, run: int) -> None:
         super().__init__(client, TaskId(run), client.line.history)
-        self.id = run
+
+    @property
+    def id(self) -> int:
+        """Its number."""
+        return self._target.run or 0
 
     def __getitem__(self, task: str) -> TaskHandle:
-        return TaskHandle(self._client, TaskId(self.id, task), self._history)
+        return TaskHandle(self._client, TaskId(self.id, task), self.history)
 
     @property
     def state(self) -> str:
@@ -125,10 +132,7 @@ class RunHandle(_Handle):
             WaitTimedOut: it is not final yet; the run goes on.
             NoMaster: the master went away and did not come back.
         """
-        update = self._last(timeout)
-        if update.state != "COMPLETED":
-            raise RunFailed(_story(update, f"run {self.id}"), hint=f"titan-fast show {self.id}")
-        return update
+        return check_completed(self.outcome(timeout))
 
     def result(self, timeout: float | None = None) -> str:
         """What the run's last task wrote to TITAN_RESULT, when the run has one last task: the text, or, when it is no
@@ -138,6 +142,29 @@ class RunHandle(_Handle):
     def watch(self, timeout: float | None = None) -> Iterator[msg.Update]:
         """Progress, at most ten times a second; the last update is final."""
         return self._stream(calls.watch(self.target, True), timeout)
+
+
+def least_finished(rows: list[msg.TaskRow]) -> str:
+    order = ("PENDING", "RUNNING", "DEAD", "FAILED", "CANCELLED", "SKIPPED", "COMPLETED")
+    return min((row.state for row in rows), key=order.index)
+
+
+def check_completed(update: msg.Update) -> msg.Update:
+    """Raises RunFailed."""
+    if update.state != "COMPLETED":
+        raise RunFailed(_story(update, f"run {update.run}"), hint=f"titan-fast show {update.run}")
+    return update
+
+
+def check_done(update: msg.Update, task: TaskId) -> msg.Update:
+    """Raises RunFailed."""
+    if update.task_state not in ("COMPLETED", "SKIPPED"):
+        raise RunFailed(_story(update, str(task)))
+    return update
+
+
+def still_going(what: str, timeout: float | None) -> WaitTimedOut:
+    return WaitTimedOut(f"{what} is not finished after {timeout or 0:g} s; it goes on", hint=f"titan-fast wait {what}")
 
 
 def _story(update: msg.Update, name: str) -> str:

@@ -12,8 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable
 
 from titan_fast.config import Door
 from titan_fast.errors import (
@@ -65,7 +64,7 @@ class Wire:
             except OSError as error:
                 reason = f"{host}:{port}: {error.strerror or error}"
                 continue
-            _keep_alive(link)
+            keep_alive(link)
             wire = cls(link)
             try:
                 wire._prove(Opening(wire._connection, Role.CLIENT, find_token()), timeout)
@@ -141,8 +140,8 @@ class Wire:
 
     # ------------------------------------------------------------ requests
 
-    def request(self, message: Message, attachments: tuple[bytes, ...] = ()) -> int:
-        """Send; returns the request's number for `answer`."""
+    def enter(self, message: Message, attachments: tuple[bytes, ...] = ()) -> tuple[int, bytes]:
+        """A request's number for `answer`, and its frames for `write`. Raises ConnectionLost, InvalidUsage."""
         with self._changed:
             if self._broken is not None:
                 raise self._broken
@@ -154,17 +153,19 @@ class Wire:
             raise InvalidUsage(error.message.partition(": ")[2], hint=error.hint) from None  # not the master's mistake
         with self._changed:
             self._inboxes[number] = deque()
+        return number, frames
+
+    def write(self, frames: bytes) -> None:
+        """Raises ConnectionLost."""
         try:
             with self._sending:
                 self._socket.sendall(frames)
         except OSError as error:
-            self.forget(number)
             broken = ConnectionLost(f"the connection to the master broke ({error.strerror or error})")
             with self._changed:
                 self._broken = self._broken or broken
                 self._changed.notify_all()
             raise broken from None
-        return number
 
     def answer(self, number: int, deadline: float | None = None) -> Incoming:
         """The next answer to a request.
@@ -178,7 +179,7 @@ class Wire:
                     if not self._changed.wait(_left(deadline)):
                         raise WaitTimedOut("no answer in time")
                 if self._inboxes[number]:
-                    return _unwrap(self._inboxes[number].popleft())
+                    return unwrap(self._inboxes[number].popleft())
                 if self._broken is not None:
                     raise self._broken
                 self._reading = True
@@ -214,22 +215,16 @@ class Wire:
             self._inboxes.pop(number, None)
 
     def ask(self, message: Message, attachments: tuple[bytes, ...] = ()) -> Incoming:
-        with closing(self.stream(message, attachments)) as answers:
-            return next(answers)
-
-    def stream(
-        self, message: Message, attachments: tuple[bytes, ...] = (), deadline: float | None = None
-    ) -> Generator[Incoming]:
-        """Every answer to a request until ``deadline`` (monotonic seconds); the caller stops at the last one."""
-        number = self.request(message, attachments)
+        """The one answer to a request over this connection and no other."""
+        number, frames = self.enter(message, attachments)
         try:
-            while True:
-                yield self.answer(number, deadline)
+            self.write(frames)
+            return self.answer(number)
         finally:
             self.forget(number)
 
 
-def _keep_alive(link: socket.socket) -> None:
+def keep_alive(link: socket.socket) -> None:
     """Small frames leave at once, and a master whose machine has vanished is noticed within half a minute."""
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -255,7 +250,8 @@ def _is_readable(link: socket.socket, seconds: float | None) -> bool:
         return bool(selector.select(seconds))
 
 
-def _unwrap(incoming: Incoming) -> Incoming:
+def unwrap(incoming: Incoming) -> Incoming:
+    """Raises what it says, when that is an error."""
     if incoming.error is not None:
         raise incoming.error
     if isinstance(incoming.message, msg.Error):

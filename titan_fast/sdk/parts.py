@@ -1,0 +1,48 @@
+"""What can be submitted, and the parts of it that travel: a graph built in Python, a graph file, a description."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from titan_fast.model.spec import GraphSpec
+from titan_fast.sdk.graph import Graph
+
+if TYPE_CHECKING:
+    from titan_fast.model.yaml_file import LoadedGraph
+
+Submittable: TypeAlias = "Graph | LoadedGraph | GraphSpec"
+
+UNANSWERED = 1024
+"""Submits that a client has written and heard nothing of, at most."""
+WATCHED = 4096
+"""Begun runs whose outcome is pushed, at most (a master allows 10,000 on a connection); of others it is asked for."""
+GROUP = 128
+"""Submits in one write."""
+
+
+class Parts(NamedTuple):
+    graph: GraphSpec
+    payloads: tuple[bytes, ...] = ()
+    project: Path | None = None
+    """The folder that has to be at the master first."""
+    files: tuple[str, ...] = ()
+    """Only these of it; empty: all."""
+
+
+def to_parts(what: Submittable) -> Parts:
+    """Raises InvalidGraph."""
+    if isinstance(what, GraphSpec):
+        return Parts(what)
+    if isinstance(what, Graph):
+        return Parts(*what.to_spec(), what.project)
+    return Parts(what.graph, tuple(what.payloads), what.project_dir, tuple(what.project_files))
+
+
+def groups(what: Iterable[Submittable]) -> Iterator[list[Submittable]]:
+    """As many at a time as go in one write."""
+    rest = iter(what)
+    while group := list(islice(rest, GROUP)):
+        yield group

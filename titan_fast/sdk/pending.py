@@ -1,0 +1,139 @@
+"""A run that was submitted and not waited for: its number, its outcome or its error come when they come."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from titan_fast.errors import NoMaster, TitanError, WaitTimedOut
+from titan_fast.ids import TaskId
+from titan_fast.protocol import messages as msg
+from titan_fast.sdk.handles import RunHandle, check_completed, still_going
+from titan_fast.sdk.line import BlockingExchange
+
+if TYPE_CHECKING:
+    from titan_fast.sdk.client import Client
+
+
+class PendingRun(RunHandle):
+    """As `RunHandle`, and as a future of ``concurrent.futures``: what asks for its number waits for that, `wait` and
+    `result` wait for its end without another request, and each of them raises what went wrong with the submit.
+
+    It knows the outcome that the run had when it ended first. Keep it until its `id` is there: what nobody holds is not
+    sent again when the connection breaks.
+    """
+
+    def __init__(self, client: Client, exchange: BlockingExchange, *, watched: bool) -> None:
+        self._client = client
+        self._exchange = exchange
+        self._watched = watched
+        self._lock = threading.Lock()
+        """Whoever holds it reads the answers."""
+        self._number = 0
+        self._outcome: msg.Update | None = None
+        self._error: TitanError | None = None
+
+    @property
+    def target(self) -> TaskId:
+        return TaskId(self.id)
+
+    @property
+    def history(self) -> str:
+        return self._exchange.history
+
+    @property
+    def id(self) -> int:
+        """Its number: the run is durable. Raises as `Client.submit`."""
+        self.settle()
+        if self._error is not None:
+            raise self._error
+        return self._number
+
+    def done(self) -> bool:
+        """It has ended, or was never accepted. Waits for nothing."""
+        if self._outcome is None and self._error is None:
+            if not self._watched and self._number:
+                return self.show().finished_at > 0
+            with suppress(WaitTimedOut, NoMaster):
+                self._read_until_final(0.0)
+        return self._outcome is not None or self._error is not None
+
+    def exception(self, timeout: float | None = None) -> TitanError | None:
+        """What `wait` raises, or None when the run completed. Raises WaitTimedOut."""
+        try:
+            self.wait(timeout)
+        except WaitTimedOut:
+            raise
+        except TitanError as error:
+            return error
+        return None
+
+    def wait(self, timeout: float | None = None) -> msg.Update:
+        """Until the run is final.
+
+        Raises:
+            InvalidGraph, Refused: it was not accepted. Otherwise as `RunHandle.wait`.
+        """
+        return check_completed(self.outcome(timeout))
+
+    def outcome(self, timeout: float | None = None) -> msg.Update:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if self._watched:
+            try:
+                self._read_until_final(timeout)
+            except WaitTimedOut:
+                raise still_going(str(self._number or "the run"), timeout) from None
+            if self._error is not None:
+                raise self._error
+        elif self._outcome is None:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            self._outcome = super().outcome(left)
+        assert self._outcome is not None
+        return self._outcome
+
+    def retry(self) -> None:
+        """Open what is FAILED, DEAD or CANCELLED again; what is waited for next is how that ends."""
+        super().retry()
+        self._outcome, self._watched = None, False
+
+    def settle(self) -> None:
+        """Until it is accepted or refused; raises neither."""
+        with self._lock:
+            while not self._number and self._error is None:
+                self._read(None)
+
+    def _read_until_final(self, timeout: float | None) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
+            raise WaitTimedOut("no answer in time")
+        try:
+            while self._watched and self._outcome is None and self._error is None:
+                self._read(deadline)
+        finally:
+            self._lock.release()
+
+    def _read(self, deadline: float | None) -> None:
+        """One answer. Raises WaitTimedOut, NoMaster: there may be one another time."""
+        try:
+            said = self._exchange.next(deadline).message
+        except NoMaster as error:
+            if self._number:
+                error.hint = f"when it is back: titan-fast wait {self._number}"
+            raise
+        except WaitTimedOut:
+            raise
+        except TitanError as error:
+            self._error = error
+            self._exchange.close()
+            return
+        if isinstance(said, msg.Update | msg.Accepted):
+            self._number = said.run
+        if isinstance(said, msg.Update) and said.final:
+            self._outcome = said
+        if self._outcome is not None or not self._watched:
+            self._exchange.close()
+
+    def __repr__(self) -> str:
+        return f"<PendingRun {self._number or '(not accepted yet)'}>"
