@@ -7,6 +7,7 @@ subreaper meanwhile, so whatever escapes an attempt turns up as a child of it an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import gc
@@ -27,15 +28,29 @@ from titan_fast.worker.executors import spawn as spawn_module
 from titan_fast.worker.executors import tree
 from titan_fast.worker.executors.base import Attempt, Exit, Left
 from titan_fast.worker.executors.spawn import SpawnExecutor
+from titan_fast.worker.executors.warm import WarmExecutor
 from titan_fast.worker.exits import Told
 from titan_fast.worker.journal import Exited, Journal, JournalFile, Stopping
 from titan_fast.worker.results import MAX_RESULT, RESULT_REFUSED
 
 DEADLINE = 20.0
-EXECUTORS = {"spawn": SpawnExecutor}
+
+
+def warm_executor(observer, **options):
+    return WarmExecutor(observer, env={"PATH": PATH}, **options)
+
+
+EXECUTORS = {"spawn": SpawnExecutor, "warm": warm_executor}
 SURROUNDINGS = ("asyncio", "uvloop", "portable")
 PATH = "/usr/local/bin:/usr/bin:/bin"
 PYTHON = shlex.quote(sys.executable)
+BECOME = """
+import os, signal, sys
+for number in (signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(number, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+"""What a warm script has to be to play the same commands as the others."""
 EXEC = "os.execvp(sys.argv[1], sys.argv[1:])"
 
 
@@ -60,8 +75,9 @@ needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="look
 class Stage:
     """An executor on a running loop, who is told, and attempts by number."""
 
-    def __init__(self, executor, folder):
+    def __init__(self, executor, folder, is_warm):
         self.make = executor
+        self.is_warm = is_warm
         self.folder = folder
         self.executor = None
         self.started = {}
@@ -87,11 +103,27 @@ class Stage:
             self.executor = self.make(self)
             try:
                 async with asyncio.timeout(DEADLINE):
+                    if self.is_warm and isinstance(self.executor, WarmExecutor):
+                        await self.warm_up()
                     await scene()
             finally:
                 await self.executor.close(0)
 
         self.runner(main())
+
+    async def warm_up(self, **fields):
+        """The first ones begin fresh; after that a template is up."""
+        told, self.executor._observer = self.executor._observer, Silent()
+        self.begin(self.script("", fence=0, **fields))
+        await self.until(lambda: self.executor.is_warm(fields.get("preload", ())) and not self.executor._live)
+        self.executor._observer = told
+
+    def script(self, code, *args, fence=1, preload=(), **fields):
+        """An attempt that is a Python script."""
+        attempt = self.attempt(fence, sys.executable, "-u", "", *args, preload=preload, **fields)
+        path = self.place(fence) / "script.py"
+        path.write_text(code)
+        return msgspec.structs.replace(attempt, argv=(*attempt.argv[:2], str(path), *args))
 
     def place(self, fence):
         return self.folder / str(fence)
@@ -113,6 +145,12 @@ class Stage:
         self.begin(self.attempt(fence, "sh", "-c", script, **fields))
 
     def begin(self, attempt):
+        if self.is_warm and attempt.argv[:1] == ("sh",):
+            path = self.folder / "become.py"
+            if not path.exists():  # others may be reading it
+                path.write_text(BECOME)
+            argv = (sys.executable, "-u", str(path), *attempt.argv)
+            attempt = msgspec.structs.replace(attempt, argv=argv, preload=())
         self.is_inside = True
         self.executor.start(attempt)
         self.is_inside = False
@@ -142,6 +180,14 @@ class Stage:
 
     async def shows(self, text, fence=1):
         await self.until(lambda: (self.place(fence) / "output").exists() and text in self.output(fence))
+
+
+class Silent:
+    def attempt_started(self, fence, pid, started):
+        pass
+
+    def attempt_ended(self, outcome):
+        pass
 
 
 @pytest.fixture(params=SURROUNDINGS)
@@ -180,7 +226,7 @@ def nothing_is_left(uvloop):
     before = open_files()
     yield
     reap_orphans()
-    left = living()
+    left = living(are_templates_left=True)
     shown = [(child.pid, child.cmdline()) for child in left]
     for child in left:
         child.kill()
@@ -204,7 +250,7 @@ def reap_orphans():
 
 @pytest.fixture(params=sorted(EXECUTORS))
 def stage(request, surroundings, uvloop, tmp_path):
-    stage = Stage(EXECUTORS[request.param], tmp_path)
+    stage = Stage(EXECUTORS[request.param], tmp_path, request.param == "warm")
     stage.runner = uvloop.run if surroundings == "uvloop" else asyncio.run
     return stage
 
@@ -263,7 +309,8 @@ def test_large_output(stage):
 
 
 def test_file_limit_stops_what_writes_for_ever(stage):
-    stage.make = lambda observer: SpawnExecutor(observer, file_limit=1 << 20)
+    make = stage.make
+    stage.make = lambda observer: make(observer, file_limit=1 << 20)
 
     async def scene():
         outcome = await stage.run("exec cat /dev/zero")
@@ -582,10 +629,9 @@ def test_what_ended_by_itself_was_not_killed(stage):
 
     async def scene():
         stage.start(1, "exit 5")
-        [child] = psutil.Process().children()
         deadline = time.monotonic() + DEADLINE
-        while not tree.has_exited(child.pid):  # the loop does not turn meanwhile
-            assert time.monotonic() < deadline
+        while not [child for child in children_but_templates() if tree.has_exited(child.pid)]:
+            assert time.monotonic() < deadline  # the loop does not turn meanwhile
         stage.kill(1, 0)
         outcome = await stage.ended(1)
         assert (outcome.ending, outcome.code) == (Ending.EXIT, 5)
@@ -753,16 +799,26 @@ def test_close_ends_everything(stage):
     stage.play(scene)
 
 
-def living():
-    """Living processes that were started here, wherever they have gone."""
+def living(are_templates_left=False):
+    """Living processes that were started here, wherever they have gone; a template is none of them while it serves."""
     found = []
     for child in psutil.Process().children(recursive=True):
         try:
-            if child.status() != psutil.STATUS_ZOMBIE:
+            if child.status() != psutil.STATUS_ZOMBIE and (are_templates_left or not is_template(child)):
                 found.append(child)
         except psutil.NoSuchProcess:
             continue
     return found
+
+
+def children_but_templates():
+    return [child for child in psutil.Process().children() if not is_template(child)]
+
+
+def is_template(process):
+    with contextlib.suppress(psutil.ZombieProcess):
+        return any(part.endswith("_template.py") for part in process.cmdline())
+    return False
 
 
 # ---------------------------------------------------------------- what the next agent needs
@@ -791,8 +847,8 @@ class Notes:
 
 
 def test_what_happens_is_noted_before_it_can_be_lost(stage):
-    notes = Notes()
-    stage.make = lambda observer: SpawnExecutor(observer, recorder=notes)
+    notes, make = Notes(), stage.make
+    stage.make = lambda observer: make(observer, recorder=notes)
     keeps_number = hasattr(os, "waitid")
 
     async def scene():
