@@ -145,15 +145,19 @@ class Stage:
         self.begin(self.attempt(fence, "sh", "-c", script, **fields))
 
     def begin(self, attempt):
+        self.is_inside = True
+        self.executor.start(self.played(attempt))
+        self.is_inside = False
+
+    def played(self, attempt):
+        """The same in the way of this executor."""
         if self.is_warm and attempt.argv[:1] == ("sh",):
             path = self.folder / "become.py"
             if not path.exists():  # others may be reading it
                 path.write_text(BECOME)
             argv = (sys.executable, "-u", str(path), *attempt.argv)
             attempt = msgspec.structs.replace(attempt, argv=argv, preload=())
-        self.is_inside = True
-        self.executor.start(attempt)
-        self.is_inside = False
+        return attempt
 
     def kill(self, fence, grace):
         self.is_inside = True
@@ -877,23 +881,35 @@ EARLIER = """
 import asyncio, msgspec, sys
 from pathlib import Path
 from titan_fast.worker.executors.base import Attempt, now
+from titan_fast.worker.executors.warm import WarmExecutor
 from titan_fast.worker.executors.spawn import SpawnExecutor
 from titan_fast.worker.journal import Begun, Journal, JournalFile
 
 class Observer:
     def attempt_started(self, fence, pid, started):
-        print(fence, pid, flush=True)
+        if fence:
+            print(fence, pid, flush=True)
     def attempt_ended(self, outcome):
-        print("over", outcome.fence, flush=True)
+        if outcome.fence:
+            print("over", outcome.fence, flush=True)
 
 async def main():
     journal = Journal(JournalFile(Path(sys.argv[1])), "boot")
-    executor = SpawnExecutor(Observer(), recorder=journal)
+    is_warm = sys.argv[2] == "warm"
+    if is_warm:
+        executor = WarmExecutor(Observer(), env={"PATH": sys.argv[3]}, recorder=journal)
+        while not executor.is_warm():
+            first = msgspec.json.decode(sys.argv[4], type=Attempt)
+            executor.start(first) if not executor._templates else None
+            await asyncio.sleep(0.002)
+    else:
+        executor = SpawnExecutor(Observer(), recorder=journal)
     for line in sys.stdin:
         attempt = msgspec.json.decode(line, type=Attempt)
         timeout, grace = attempt.timeout, attempt.grace
         journal.begun(Begun(1, 0, 0, 0, 1, attempt.fence, attempt.task, timeout, grace, now()))
         executor.start(attempt)
+        assert not is_warm or attempt.fence in executor._asked
     await asyncio.Event().wait()
 
 asyncio.run(main())
@@ -942,8 +958,13 @@ class Inheritance:
     def __init__(self, stage, attempts, until=lambda pids: True, change=lambda past: None):
         """``until``: how long it lives, given the processes by fence; ``change``: what its journal did not get."""
         journal = stage.folder / "journal"
+        attempts = [stage.played(attempt) for attempt in attempts]
+        first = msgspec.json.encode(stage.played(stage.attempt(0, "sh", "-c", "exit 0"))).decode()
+        way = "warm" if stage.is_warm else "spawn"
         with subprocess.Popen(
-            [sys.executable, "-c", EARLIER, str(journal)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", EARLIER, str(journal), way, PATH, first],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         ) as agent:
             agent.stdin.write(b"".join(msgspec.json.encode(attempt) + b"\n" for attempt in attempts))
             agent.stdin.close()
@@ -1009,7 +1030,7 @@ def test_an_adopted_attempt_ends_as_if_nothing_had_happened(adopting, tmp_path):
             assert outcome.output_size == len(b"begin\nend\n") == len(stage.output(outcome.fence))
             assert 0 < outcome.duration < DEADLINE
         assert not stage.started, "its start was told by another agent"
-        assert inherited.exits.taken_count == 2
+        assert inherited.exits.taken_count == 2 + stage.is_warm, "a template ends with its agent"
         assert [step[0] for step in inherited.notes.of[1]] == ["spawned", "exited"]
 
     stage.play(scene)

@@ -21,6 +21,7 @@ import sys
 _FRESH = frozenset(sys.modules)
 """What a fresh interpreter has loaded."""
 
+import _imp
 import _signal  # type: ignore[import-not-found]  # `signal` would load much more
 import _socket
 import _weakref
@@ -109,6 +110,11 @@ class System:
         if self._set_map():
             raise Unable("the kernel does not let a process say where its environment is")
         self._shown: object = None
+        self._limits = (ctypes.c_uint64 * 2)()
+        with open("/proc/self/environ", "rb", 0) as file:
+            given = {entry.partition(b"=")[0] for entry in file.read().split(b"\0")}
+        self.added = {key: value for key, value in os.environb.items() if key not in given}
+        """Variables that the interpreter itself sets at its start: LC_CTYPE, where the C locale is not good enough."""
 
     def die_with(self, parent: int) -> None:
         """Be killed when the parent is; end now if it already was."""
@@ -130,7 +136,7 @@ class System:
 
     def limit_files(self, size: int) -> None:
         """RLIMIT_FSIZE, soft and hard, never above what the hard one is."""
-        limits = (ctypes.c_uint64 * 2)()
+        limits = self._limits
         self._c.getrlimit(_RLIMIT_FSIZE, limits)
         limits[0] = limits[1] = min(size, limits[1])
         if self._c.setrlimit(_RLIMIT_FSIZE, limits):
@@ -241,6 +247,7 @@ class Template:
         gc.collect()
         gc.disable()
         gc.freeze()
+        _COLLECTIONS[:] = _collections()
         fork, receive, buffer = self._system.fork, self._agent.recvmsg_into, bytearray(MAX_ORDER)
         while True:
             size, rights, _, _ = receive([buffer], 64)
@@ -313,8 +320,11 @@ class Child:
         """Everything. Does not return."""
         try:
             self._begin()
-            code = self._find_code()
-            self._become(code)
+            code, folder = self._find_code()
+            try:
+                self._become(folder)
+            except Exception:
+                self._start_over()
             self._play(code)
         finally:
             os._exit(self._status)
@@ -355,28 +365,32 @@ class Child:
 
     # ------------------------------------------------------------ what to run
 
-    def _find_code(self) -> CodeType:
-        """The compiled script, from the template's memory or anew; then nobody else's descriptors are open any more."""
-        path = self._argv[2]
-        code = None
+    def _find_code(self) -> tuple[CodeType, str]:
+        """The compiled script, from the template's memory or anew, and where it lies. After that nobody else's
+        descriptors are open any more."""
+        code, path = None, self._argv[2]
         try:
-            status = os.stat(path)
+            script = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            status = os.fstat(script)
+            place = os.readlink(f"/proc/self/fd/{script}")
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino, status.st_dev)
             known = self._codes.get(path)
             if known is not None and known[0] == stamp:
                 code = known[1]
             else:
-                script = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 source = os.read(script, status.st_size + 1)
                 if len(source) == status.st_size:
                     code = compile(source, os.fsdecode(path), "exec", dont_inherit=True)
                     self._keep(marshal.dumps((path, stamp, code)))
+            folder = place.rpartition("/")[0] or "/"
+            if not _OURS.isdisjoint(os.listdir(folder)):
+                code = None  # a fresh interpreter would load what is there instead of a module we have
         except Exception:
             code = None  # a fresh interpreter knows best what to say
         self._system.close_from(SOCKET)
-        if code is None or self._is_shadowed(os.path.dirname(os.path.realpath(os.fsdecode(path)))):
+        if code is None or place.endswith(" (deleted)"):
             self._start_over()
-        return code
+        return code, folder
 
     def _keep(self, data: bytes) -> None:
         if len(data) <= MAX_CODE:
@@ -384,10 +398,6 @@ class Child:
                 os.write(self._keeping, data)
             except OSError:
                 pass  # nobody has ordered anything for a while
-
-    def _is_shadowed(self, folder: str) -> bool:
-        """Whether beside the script there is what a fresh interpreter would load instead of a module we have."""
-        return not _OURS.isdisjoint([name.partition(".")[0] for name in os.listdir(folder)])
 
     def _start_over(self) -> NoReturn:
         """Become a fresh interpreter after all; the process, its number and its notes stay."""
@@ -397,18 +407,21 @@ class Child:
 
     # ------------------------------------------------------------ what a fresh interpreter is
 
-    def _become(self, code: CodeType) -> None:
+    def _become(self, folder: str) -> None:
         """Environment, arguments, path and __main__ as ``python -u FILE`` has them."""
         self._system.clear_environment()
-        for key, value in self._env:
+        env = dict(self._env)
+        for key, value in self._system.added.items():
+            env.setdefault(key, value)
+        for key, value in env.items():
             os.putenv(key, value)
         for known in (vars(os.environ)["_data"], posix.environ):
             known.clear()
-            known.update(self._env)
+            known.update(env)
         _, _, path, *_ = texts = [os.fsdecode(text) for text in self._argv]
         sys.argv[:] = texts[2:]
         sys.orig_argv[:] = texts
-        sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
+        sys.path.insert(0, folder)
         main = type(sys)("__main__")
         loader = type(globals()["__loader__"])("__main__", path)
         given = {"__name__": "__main__", "__file__": path, "__loader__": loader, "__annotations__": {}, "__doc__": None}
@@ -423,12 +436,18 @@ class Child:
         gc.enable()
 
     def _play(self, code: CodeType) -> None:
+        names = sys.modules["__main__"].__dict__
+        failure = None
         try:
-            exec(code, sys.modules["__main__"].__dict__)
+            exec(code, names)
             self._status = 0
         except BaseException as error:
-            self._tell(error)
-        del code
+            failure = error
+        if failure is not None:  # not inside of the handler: what follows has nothing to do with it
+            self._tell(failure)
+        for name in ("__file__", "__cached__"):
+            names.pop(name, None)
+        del failure, names, code
         self._codes = {}
         self._shut_down()
 
@@ -492,11 +511,12 @@ class Child:
                 self._status = 120
                 if name == "stdout":
                     _write_error(f"Exception ignored in: {stream!r}\n")
-                    sys.__excepthook__(type(error), error, None)
+                    sys.__excepthook__(type(error), error.with_traceback(None), None)
 
 
 def _forget_modules() -> None:
     """Let go of what the script made and loaded, so that files are written and finalizers run."""
+    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
     left = []
     module: Any
     for name in [name for name in sys.modules if name not in _LOADED or name == "__main__"]:
@@ -508,7 +528,10 @@ def _forget_modules() -> None:
     del module
     for name in ("last_type", "last_value", "last_traceback", "last_exc"):
         sys.__dict__.pop(name, None)
-    gc.collect()
+    # Full collections also empty the lists of objects to be used again, which were made before the fork: so many pages
+    # to copy. What is younger than the fork is in the two young generations as long as these were never merged.
+    has_aged = sys.version_info >= (3, 14) or _collections() != _COLLECTIONS
+    gc.collect(2 if has_aged else 1)
     for reference in reversed(left):
         if (module := reference()) is not None:
             names = getattr(module, "__dict__", {})
@@ -516,6 +539,11 @@ def _forget_modules() -> None:
                 for name in list(names):
                     if name != "__builtins__" and (name[:1] == "_" and name[1:2] != "_") >= is_private:
                         names[name] = None
+
+
+def _collections() -> list[int]:
+    """How often the second and the third generation were looked at."""
+    return [each["collections"] for each in gc.get_stats()[1:]]
 
 
 def _exit_code(code: object) -> int:
@@ -530,8 +558,11 @@ def _exit_code(code: object) -> int:
 
 def _write_error(text: str) -> None:
     try:
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        if sys.stderr is None:
+            os.write(2, text.encode("utf-8", "backslashreplace"))
+        else:
+            sys.stderr.write(text)
+            sys.stderr.flush()
     except Exception:
         pass  # there is nobody to tell
 
@@ -539,11 +570,13 @@ def _write_error(text: str) -> None:
 def main(arguments: list[str]) -> NoReturn:
     agent, folder, *names = arguments
     system = template = None
+    ours = _FRESH
     try:
         system = System()
         system.die_with(int(agent))
         template = Template(system)
         _hide_safe_path()
+        ours = frozenset(sys.modules)
         sys.path[:0] = [folder] if folder else []
         problem = template.load(names)
         del sys.path[: 1 if folder else 0]
@@ -554,15 +587,20 @@ def main(arguments: list[str]) -> NoReturn:
         os._exit(1)
     global _LOADED, _OURS
     _LOADED = frozenset(sys.modules)
-    _OURS = frozenset(name for name in _LOADED - _FRESH if "." not in name)
+    tails = ("", ".py", ".pyc", *_imp.extension_suffixes())
+    if not folder:  # else what was loaded was looked for there first, as the scripts of that folder would
+        ours = _LOADED
+    _OURS = frozenset(name + tail for name in ours - _FRESH if "." not in name for tail in tails)
     template.say("up")
     template.serve().run()
 
 
 _LOADED = _FRESH
 """What is loaded when a child begins."""
+_COLLECTIONS: list[int] = []
+"""`_collections` at that time."""
 _OURS: frozenset[str] = frozenset()
-"""What of that a fresh interpreter would have to look for."""
+"""What of that a fresh interpreter would have to look for: names of files and folders that hold it."""
 
 if __name__ == "__main__":
     main(sys.argv[1:])
