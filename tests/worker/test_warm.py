@@ -15,6 +15,7 @@ import re
 import signal
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import psutil
@@ -558,6 +559,22 @@ def test_templates_killed_at_any_moment_cost_nothing_and_double_nothing(stage):
                 assert (await stage.ended(fence)).code == 0
         ran = (stage.folder / "ran").read_text().split()
         assert len(ran) == len(set(ran)) == 72
+
+    stage.play(scene)
+
+
+def test_a_template_that_always_has_something_to_answer_does_not_hang(stage, monkeypatch):
+    monkeypatch.setattr(warm, "PATIENCE", 0.1)
+
+    async def scene():
+        template = await stage.up()
+        began, fence = time.monotonic(), 0
+        while time.monotonic() < began + 0.4 or fence < 3:
+            for _ in range(2):  # the next is ordered before the last has been answered
+                fence += 1
+                assert stage.start(fence, "")
+            await stage.until(lambda fence=fence: fence - 1 in stage.started)
+        assert await stage.up() == template
 
     stage.play(scene)
 

@@ -88,6 +88,8 @@ class Template:
         self._loop = asyncio.get_running_loop()
         self._asked: dict[int, None] = {}
         self._why = ""
+        self._heard = 0.0
+        """When it answered last, or was asked after it had answered everything."""
         self._is_closed = False
         self._errors = os.memfd_create("template")
         mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -113,6 +115,7 @@ class Template:
             return False  # it has ended, or has too much to do, or this is too long
         self._asked[number] = None
         if self._timer is None:
+            self._heard = self._loop.time()
             self._timer = self._loop.call_later(PATIENCE, self._lose_patience)
         return True
 
@@ -129,6 +132,10 @@ class Template:
         self.pid = 0
 
     def _lose_patience(self) -> None:
+        left = self._heard + PATIENCE - self._loop.time()
+        if self.is_up and left > 0:
+            self._timer = self._loop.call_later(left, self._lose_patience)  # it has answered others meanwhile
+            return
         self._timer = None
         self._why = self._why or "it did not answer"
         self.end()
@@ -140,11 +147,14 @@ class Template:
                 answer = self._socket.recv(4096)
             except BlockingIOError:
                 break
+            except ConnectionResetError:
+                continue  # it ended with orders unread; what was answered before is still to come
             except OSError:
                 answer = b""
             if not answer:
                 self._is_over()
                 return
+            self._heard = self._loop.time()
             self._hear(answer.decode("utf-8", "replace"))
         if not self._asked and self.is_up and self._timer is not None:
             self._timer.cancel()
