@@ -400,7 +400,7 @@ def test_what_lies_beside_a_script_comes_before_what_the_template_has(stage):
 def test_a_folder_that_is_not_there_is_told_as_by_any_other_start(stage):
     async def scene():
         await stage.up()
-        stage.start(1, "", cwd="/none")
+        assert stage.start(1, "", cwd="/none")
         outcome = await stage.ended(1)
         assert outcome.ending is Ending.NOT_STARTED
         assert outcome.result == b"the working directory /none does not exist"

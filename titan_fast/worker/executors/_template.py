@@ -48,6 +48,8 @@ MAX_CODE = 1 << 17
 """Bytes of a compiled script that is worth keeping."""
 MOST_SCRIPTS = 1024
 MOST_CODE = 16 << 20
+MOST_LOOKS = 64
+"""Names that are looked for in a folder one by one, as long as it may be."""
 PROBE_TIME = 5.0
 """Seconds a forked child has to use what was loaded."""
 
@@ -383,8 +385,8 @@ class Child:
                     code = compile(source, os.fsdecode(path), "exec", dont_inherit=True)
                     self._keep(marshal.dumps((path, stamp, code)))
             folder = place.rpartition("/")[0] or "/"
-            if not _OURS.isdisjoint(os.listdir(folder)):
-                code = None  # a fresh interpreter would load what is there instead of a module we have
+            if _is_shadowed(folder):
+                code = None
         except Exception:
             code = None  # a fresh interpreter knows best what to say
         self._system.close_from(SOCKET)
@@ -514,6 +516,13 @@ class Child:
                     sys.__excepthook__(type(error), error.with_traceback(None), None)
 
 
+def _is_shadowed(folder: str) -> bool:
+    """Whether a fresh interpreter would load something there instead of a module we have."""
+    if len(_OURS) > MOST_LOOKS:
+        return not _OURS.isdisjoint(os.listdir(folder))
+    return any(os.access(f"{folder}/{name}", os.F_OK) for name in _OURS)
+
+
 def _forget_modules() -> None:
     """Let go of what the script made and loaded, so that files are written and finalizers run."""
     sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
@@ -590,7 +599,8 @@ def main(arguments: list[str]) -> NoReturn:
     tails = ("", ".py", ".pyc", *_imp.extension_suffixes())
     if not folder:  # else what was loaded was looked for there first, as the scripts of that folder would
         ours = _LOADED
-    _OURS = frozenset(name + tail for name in ours - _FRESH if "." not in name for tail in tails)
+    looked_for = [name for name in ours - _FRESH - {*sys.builtin_module_names} if "." not in name]
+    _OURS = frozenset(name + tail for name in looked_for for tail in tails)
     template.say("up")
     template.serve().run()
 

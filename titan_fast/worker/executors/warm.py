@@ -259,7 +259,7 @@ class WarmExecutor(SpawnExecutor):
         attempt = live.attempt
         if attempt.preload is None or attempt.argv[:2] != (sys.executable, "-u") or len(attempt.argv) < 3:
             return False
-        if _settled(attempt.env) != self._settled or not os.path.isdir(attempt.cwd):
+        if _settled(attempt.env) != self._settled:
             return False
         template = self._find_template(attempt)
         if template is None or not template.is_up:
