@@ -197,7 +197,12 @@ def test_an_unknown_key_of_the_graph_is_told_with_the_nearest_one():
         ("env: {A=B: 1}", "env: 'A=B' cannot be the name of a variable"),
         ('env: {"": 1}', "env: '' cannot be the name of a variable"),
         (r'env: {A: "a\0b"}', r"env: 'a\x00b' holds a NUL character, which no program can be given"),
-        ("isolation: warm", "isolation: expected fresh, found 'warm'"),
+        ("isolation: cold", "isolation: expected fresh or warm, found 'cold'"),
+        ("isolation: fresh", "isolation: it goes with a Python script, but there is no 'file'"),
+        ("preload: [numpy]", "preload: it goes with a Python script, but there is no 'file'"),
+        ("preload: [num-py]", "preload: 'num-py' cannot be the name of a module"),
+        ("preload: [for]", "preload: 'for' cannot be the name of a module"),
+        ("preload: {a: b}", "preload: expected a module's name, or a list of them, found a mapping"),
         ("matrix: [1, 2]", "matrix: expected a mapping of names to lists, found a list"),
         ("matrix: {}", "matrix: it names no values"),
         ("matrix: {a: 1}", "matrix: a: expected a list of values, found '1'"),
@@ -221,7 +226,6 @@ def test_a_value_that_cannot_be_used_is_told_with_what_was_expected(field, messa
 @pytest.mark.parametrize(
     ("field", "key"),
     [
-        ("preload: [numpy]", "preload"),
         ("port: 80", "port"),
         ("health: {http: /}", "health"),
         ("restart: {policy: always}", "restart"),
@@ -539,3 +543,22 @@ def test_any_damage_to_a_good_file_is_told_or_harmless(data):
         load_text(text, "f.yaml", {"j": "x"})
     except InvalidFile as error:
         assert all(line.startswith("f.yaml:") for line in error.problems) and error.problems
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("file: b.sh, isolation: fresh", "isolation: it goes with a Python script, but 'b.sh' does not end in .py"),
+        ("file: b.sh, preload: [numpy]", "preload: it goes with a Python script, but 'b.sh' does not end in .py"),
+        (
+            "file: b.py, preload: [numpy], python: /usr/bin/python3",
+            "preload: it goes with the worker's own Python, not with another one ('python')",
+        ),
+        (
+            "file: b.py, preload: [numpy], isolation: fresh",
+            "preload: it excludes isolation: fresh (a fresh interpreter has nothing loaded)",
+        ),
+    ],
+)
+def test_how_a_script_begins_is_refused_where_it_makes_no_sense(fields, message):
+    assert problems(f"tasks:\n- {{id: a, {fields}}}\n") == [f"f.yaml:2: task 'a': {message}"]

@@ -7,6 +7,7 @@ subreaper meanwhile, so whatever escapes an attempt turns up as a child of it an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import gc
@@ -27,15 +28,29 @@ from titan_fast.worker.executors import spawn as spawn_module
 from titan_fast.worker.executors import tree
 from titan_fast.worker.executors.base import Attempt, Exit, Left
 from titan_fast.worker.executors.spawn import SpawnExecutor
+from titan_fast.worker.executors.warm import WarmExecutor
 from titan_fast.worker.exits import Told
 from titan_fast.worker.journal import Exited, Journal, JournalFile, Stopping
 from titan_fast.worker.results import MAX_RESULT, RESULT_REFUSED
 
 DEADLINE = 20.0
-EXECUTORS = {"spawn": SpawnExecutor}
+
+
+def warm_executor(observer, **options):
+    return WarmExecutor(observer, env={"PATH": PATH}, **options)
+
+
+EXECUTORS = {"spawn": SpawnExecutor, "warm": warm_executor}
 SURROUNDINGS = ("asyncio", "uvloop", "portable")
 PATH = "/usr/local/bin:/usr/bin:/bin"
 PYTHON = shlex.quote(sys.executable)
+BECOME = """
+import os, signal, sys
+for number in (signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(number, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+"""What a warm script has to be to play the same commands as the others."""
 EXEC = "os.execvp(sys.argv[1], sys.argv[1:])"
 
 
@@ -60,8 +75,9 @@ needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="look
 class Stage:
     """An executor on a running loop, who is told, and attempts by number."""
 
-    def __init__(self, executor, folder):
+    def __init__(self, executor, folder, is_warm):
         self.make = executor
+        self.is_warm = is_warm
         self.folder = folder
         self.executor = None
         self.started = {}
@@ -87,11 +103,27 @@ class Stage:
             self.executor = self.make(self)
             try:
                 async with asyncio.timeout(DEADLINE):
+                    if self.is_warm and isinstance(self.executor, WarmExecutor):
+                        await self.warm_up()
                     await scene()
             finally:
                 await self.executor.close(0)
 
         self.runner(main())
+
+    async def warm_up(self, **fields):
+        """The first ones begin fresh; after that a template is up."""
+        told, self.executor._observer = self.executor._observer, Silent()
+        self.begin(self.script("", fence=0, **fields))
+        await self.until(lambda: self.executor.is_warm(fields.get("preload", ())) and not self.executor._live)
+        self.executor._observer = told
+
+    def script(self, code, *args, fence=1, preload=(), **fields):
+        """An attempt that is a Python script."""
+        attempt = self.attempt(fence, sys.executable, "-u", "", *args, preload=preload, **fields)
+        path = self.place(fence) / "script.py"
+        path.write_text(code)
+        return msgspec.structs.replace(attempt, argv=(*attempt.argv[:2], str(path), *args))
 
     def place(self, fence):
         return self.folder / str(fence)
@@ -114,8 +146,18 @@ class Stage:
 
     def begin(self, attempt):
         self.is_inside = True
-        self.executor.start(attempt)
+        self.executor.start(self.played(attempt))
         self.is_inside = False
+
+    def played(self, attempt):
+        """The same in the way of this executor."""
+        if self.is_warm and attempt.argv[:1] == ("sh",):
+            path = self.folder / "become.py"
+            if not path.exists():  # others may be reading it
+                path.write_text(BECOME)
+            argv = (sys.executable, "-u", str(path), *attempt.argv)
+            attempt = msgspec.structs.replace(attempt, argv=argv, preload=())
+        return attempt
 
     def kill(self, fence, grace):
         self.is_inside = True
@@ -142,6 +184,14 @@ class Stage:
 
     async def shows(self, text, fence=1):
         await self.until(lambda: (self.place(fence) / "output").exists() and text in self.output(fence))
+
+
+class Silent:
+    def attempt_started(self, fence, pid, started):
+        pass
+
+    def attempt_ended(self, outcome):
+        pass
 
 
 @pytest.fixture(params=SURROUNDINGS)
@@ -180,7 +230,7 @@ def nothing_is_left(uvloop):
     before = open_files()
     yield
     reap_orphans()
-    left = living()
+    left = living(are_templates_left=True)
     shown = [(child.pid, child.cmdline()) for child in left]
     for child in left:
         child.kill()
@@ -204,7 +254,7 @@ def reap_orphans():
 
 @pytest.fixture(params=sorted(EXECUTORS))
 def stage(request, surroundings, uvloop, tmp_path):
-    stage = Stage(EXECUTORS[request.param], tmp_path)
+    stage = Stage(EXECUTORS[request.param], tmp_path, request.param == "warm")
     stage.runner = uvloop.run if surroundings == "uvloop" else asyncio.run
     return stage
 
@@ -263,7 +313,8 @@ def test_large_output(stage):
 
 
 def test_file_limit_stops_what_writes_for_ever(stage):
-    stage.make = lambda observer: SpawnExecutor(observer, file_limit=1 << 20)
+    make = stage.make
+    stage.make = lambda observer: make(observer, file_limit=1 << 20)
 
     async def scene():
         outcome = await stage.run("exec cat /dev/zero")
@@ -582,10 +633,9 @@ def test_what_ended_by_itself_was_not_killed(stage):
 
     async def scene():
         stage.start(1, "exit 5")
-        [child] = psutil.Process().children()
         deadline = time.monotonic() + DEADLINE
-        while not tree.has_exited(child.pid):  # the loop does not turn meanwhile
-            assert time.monotonic() < deadline
+        while not [child for child in children_but_templates() if tree.has_exited(child.pid)]:
+            assert time.monotonic() < deadline  # the loop does not turn meanwhile
         stage.kill(1, 0)
         outcome = await stage.ended(1)
         assert (outcome.ending, outcome.code) == (Ending.EXIT, 5)
@@ -753,16 +803,26 @@ def test_close_ends_everything(stage):
     stage.play(scene)
 
 
-def living():
-    """Living processes that were started here, wherever they have gone."""
+def living(are_templates_left=False):
+    """Living processes that were started here, wherever they have gone; a template is none of them while it serves."""
     found = []
     for child in psutil.Process().children(recursive=True):
         try:
-            if child.status() != psutil.STATUS_ZOMBIE:
+            if child.status() != psutil.STATUS_ZOMBIE and (are_templates_left or not is_template(child)):
                 found.append(child)
         except psutil.NoSuchProcess:
             continue
     return found
+
+
+def children_but_templates():
+    return [child for child in psutil.Process().children() if not is_template(child)]
+
+
+def is_template(process):
+    with contextlib.suppress(psutil.ZombieProcess):
+        return any(part.endswith("_template.py") for part in process.cmdline())
+    return False
 
 
 # ---------------------------------------------------------------- what the next agent needs
@@ -791,8 +851,8 @@ class Notes:
 
 
 def test_what_happens_is_noted_before_it_can_be_lost(stage):
-    notes = Notes()
-    stage.make = lambda observer: SpawnExecutor(observer, recorder=notes)
+    notes, make = Notes(), stage.make
+    stage.make = lambda observer: make(observer, recorder=notes)
     keeps_number = hasattr(os, "waitid")
 
     async def scene():
@@ -821,23 +881,35 @@ EARLIER = """
 import asyncio, msgspec, sys
 from pathlib import Path
 from titan_fast.worker.executors.base import Attempt, now
+from titan_fast.worker.executors.warm import WarmExecutor
 from titan_fast.worker.executors.spawn import SpawnExecutor
 from titan_fast.worker.journal import Begun, Journal, JournalFile
 
 class Observer:
     def attempt_started(self, fence, pid, started):
-        print(fence, pid, flush=True)
+        if fence:
+            print(fence, pid, flush=True)
     def attempt_ended(self, outcome):
-        print("over", outcome.fence, flush=True)
+        if outcome.fence:
+            print("over", outcome.fence, flush=True)
 
 async def main():
     journal = Journal(JournalFile(Path(sys.argv[1])), "boot")
-    executor = SpawnExecutor(Observer(), recorder=journal)
+    is_warm = sys.argv[2] == "warm"
+    if is_warm:
+        executor = WarmExecutor(Observer(), env={"PATH": sys.argv[3]}, recorder=journal)
+        while not executor.is_warm():
+            first = msgspec.json.decode(sys.argv[4], type=Attempt)
+            executor.start(first) if not executor._templates else None
+            await asyncio.sleep(0.002)
+    else:
+        executor = SpawnExecutor(Observer(), recorder=journal)
     for line in sys.stdin:
         attempt = msgspec.json.decode(line, type=Attempt)
         timeout, grace = attempt.timeout, attempt.grace
         journal.begun(Begun(1, 0, 0, 0, 1, attempt.fence, attempt.task, timeout, grace, now()))
         executor.start(attempt)
+        assert not is_warm or attempt.fence in executor._asked
     await asyncio.Event().wait()
 
 asyncio.run(main())
@@ -886,8 +958,13 @@ class Inheritance:
     def __init__(self, stage, attempts, until=lambda pids: True, change=lambda past: None):
         """``until``: how long it lives, given the processes by fence; ``change``: what its journal did not get."""
         journal = stage.folder / "journal"
+        attempts = [stage.played(attempt) for attempt in attempts]
+        first = msgspec.json.encode(stage.played(stage.attempt(0, "sh", "-c", "exit 0"))).decode()
+        way = "warm" if stage.is_warm else "spawn"
         with subprocess.Popen(
-            [sys.executable, "-c", EARLIER, str(journal)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", EARLIER, str(journal), way, PATH, first],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         ) as agent:
             agent.stdin.write(b"".join(msgspec.json.encode(attempt) + b"\n" for attempt in attempts))
             agent.stdin.close()
@@ -953,7 +1030,7 @@ def test_an_adopted_attempt_ends_as_if_nothing_had_happened(adopting, tmp_path):
             assert outcome.output_size == len(b"begin\nend\n") == len(stage.output(outcome.fence))
             assert 0 < outcome.duration < DEADLINE
         assert not stage.started, "its start was told by another agent"
-        assert inherited.exits.taken_count == 2
+        assert inherited.exits.taken_count == 2 + stage.is_warm, "a template ends with its agent"
         assert [step[0] for step in inherited.notes.of[1]] == ["spawned", "exited"]
 
     stage.play(scene)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from titan_fast.model.expand import Matrix
 from titan_fast.model.fields import TASK, AffinityWish, Placed, Reading, Values, read_fields
 from titan_fast.model.problems import Wrong
 from titan_fast.model.results import references
-from titan_fast.model.scripts import Scripts, to_project_path
+from titan_fast.model.scripts import Scripts, check_isolation, check_preload, to_project_path
 from titan_fast.model.spec import DEFAULT_GRACE, Retry, TaskSpec, Work
 from titan_fast.model.yaml_nodes import Entry
 
@@ -79,16 +81,32 @@ def _to_work(values: Values, scripts: Scripts, line: int, reading: Reading) -> W
         if "run" in written and field in written:
             raise Wrong(written[field].line, f"'{field}' goes with 'file'; with 'run', it is part of the command")
     run = read.get("run", "")
+    file = _script(values, scripts, read["file"], read.get("matrix")) if "file" in read else ""
+    isolation, preload, python = read.get("isolation", "warm"), read.get("preload", ()), read.get("python", "")
+    if file or "run" in written:  # else what is wrong with the file has been told
+        if "isolation" in read:
+            _check(written["isolation"].line, "isolation", check_isolation, file)
+        if preload:
+            _check(written["preload"].line, "preload", check_preload, preload, file, python, isolation)
     return Work(
         argv=run if isinstance(run, tuple) else (),
         shell=run if isinstance(run, str) else "",
-        file=_script(values, scripts, read["file"], read.get("matrix")) if "file" in read else "",
+        file=file,
         args=read.get("args", ()),
-        python=read.get("python", ""),
+        python=python,
+        isolation=isolation,
+        preload=preload,
         env=read.get("env", {}),
         timeout=read.get("timeout", 0.0),
         grace=read.get("grace", DEFAULT_GRACE),
     )
+
+
+def _check(line: int, field: str, check: Callable[..., None], *given: object) -> None:
+    try:
+        check(*given)
+    except ValueError as error:
+        raise Wrong(line, f"{field}: {error}") from error
 
 
 def _results(values: Values, work: Work, line: int) -> tuple[Placed, ...]:

@@ -236,8 +236,12 @@ class Values:
             raise Wrong(node.line, "the path is empty")
         return text
 
-    def isolation(self, node: Node) -> None:
-        self.choice(node, ["fresh"])
+    def isolation(self, node: Node) -> str:
+        return self.choice(node, ("fresh", "warm"))
+
+    def preload(self, node: Node) -> tuple[str, ...]:
+        what = "a module's name, or a list of them"
+        return tuple(dict.fromkeys(self.text(item, "a module's name") for item in self.one_or_more(node, what)))
 
     def needs(self, node: Node) -> tuple[Placed, ...]:
         what = "a task's name, or a list of them"
@@ -411,6 +415,7 @@ TASK = Fields(
         "run": Values.run,
         "python": Values.python,
         "isolation": Values.isolation,
+        "preload": Values.preload,
         "needs": Values.needs,
         "requires": Values.requires,
         "resources": Values.resources,
@@ -428,7 +433,6 @@ TASK = Fields(
     aliases={"depends_on": "needs", "parents": "needs", "requirement": "requires"},
     later=frozenset(
         {
-            "preload",
             "port",
             "health",
             "restart",

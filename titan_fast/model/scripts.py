@@ -5,9 +5,11 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable
+from keyword import iskeyword
 from pathlib import Path
 
 from titan_fast.model.names import Guesses
+from titan_fast.model.spec import MAX_NAME
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 
@@ -28,6 +30,33 @@ def to_project_path(text: str) -> str:
     if path == ".":
         raise ValueError(f"'{text}' names a folder, not a script")
     return path
+
+
+def check_isolation(file: str) -> None:
+    """Only Python scripts begin warm or fresh.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not file.endswith(".py"):
+        what = f"'{file}' does not end in .py" if file else "there is no 'file'"
+        raise ValueError(f"it goes with a Python script, but {what}")
+
+
+def check_preload(names: Iterable[str], file: str, python: str, isolation: str) -> None:
+    """Modules can be loaded beforehand for a Python script that the worker's own Python runs, and may begin warm.
+
+    Raises:
+        ValueError: they cannot, or a name is none of a module.
+    """
+    for name in names:
+        if len(name) > MAX_NAME or not all(part.isidentifier() and not iskeyword(part) for part in name.split(".")):
+            raise ValueError(f"'{name}' cannot be the name of a module")
+    check_isolation(file)
+    if python:
+        raise ValueError("it goes with the worker's own Python, not with another one ('python')")
+    if isolation == "fresh":
+        raise ValueError("it excludes isolation: fresh (a fresh interpreter has nothing loaded)")
 
 
 class Scripts:

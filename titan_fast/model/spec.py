@@ -65,6 +65,10 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     """A path relative to the project."""
     args: tuple[str, ...] = ()
     python: str = ""
+    isolation: Literal["warm", "fresh"] = "warm"
+    """Whether a Python script may begin as a fork of a process that has the interpreter up."""
+    preload: tuple[str, ...] = ()
+    """Modules which that process has loaded."""
     env: dict[str, str] = {}
     timeout: Seconds = 0.0
     """Seconds; 0 means none."""

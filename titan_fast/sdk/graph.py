@@ -12,6 +12,7 @@ from titan_fast.errors import InvalidGraph
 from titan_fast.model.expand import Matrix, replace_references
 from titan_fast.model.names import check_graph_name, check_name, closest, normal_capabilities
 from titan_fast.model.results import references, result_of
+from titan_fast.model.scripts import check_isolation, check_preload
 from titan_fast.model.spec import DEFAULT_GRACE, Affinity, GraphSpec, Retry, TaskSpec, Work
 from titan_fast.model.units import parse_duration
 
@@ -60,6 +61,8 @@ class Graph:
         file: str | Path | None = None,
         args: Sequence[object] = (),
         python: str = "",
+        isolation: Literal["warm", "fresh"] | None = None,
+        preload: Iterable[str] = (),
         needs: Iterable[Task | str] = (),
         requires: Iterable[str] = (),
         priority: int = 1,
@@ -78,6 +81,9 @@ class Graph:
         Args:
             run: shell text, or a list of program and arguments.
             file: a script of the project, relative to it (then ``args`` are its arguments).
+            isolation: fresh for a Python script that needs an interpreter of its own; else it may begin as a fork of
+                a process that has one up.
+            preload: modules which that process has loaded, such as ``["numpy"]``.
             needs: tasks that must be done before, as objects or names.
             requires: capabilities a worker must have, all of them.
             affinity: True for the worker of the parent that finished last; a text gathers tasks of that key.
@@ -96,6 +102,7 @@ class Graph:
         parents = tuple(self._parent(name, parent) for parent in needs)
         members = _matrix(name, matrix)
         work = self._work(name, run, file, args, python, env, timeout, grace)
+        work = _with_isolation(name, work, isolation, preload)
         _check_references(name, work, members)
         self._check_results(name, work, parents)
         spec = TaskSpec(
@@ -210,6 +217,23 @@ class Graph:
 
     def __repr__(self) -> str:
         return f"<Graph {self.name!r} with {len(self.tasks)} tasks>"
+
+
+def _with_isolation(name: str, work: Work, isolation: str | None, preload: Iterable[str]) -> Work:
+    """How a Python script begins, if anything was said about that."""
+    modules = (preload,) if isinstance(preload, str) else tuple(dict.fromkeys(preload))
+    field = "isolation"
+    try:
+        if isolation is not None:
+            check_isolation(work.file)
+            if isolation not in ("warm", "fresh"):
+                raise ValueError(f"{isolation!r} is not warm or fresh")
+        field = "preload"
+        if modules:
+            check_preload(modules, work.file, work.python, isolation or "warm")
+    except ValueError as error:
+        raise InvalidGraph(f"task '{name}': {field}: {error}") from None
+    return msgspec.structs.replace(work, isolation=isolation or "warm", preload=modules)
 
 
 def _seconds(name: str, field: str, value: Duration) -> float:

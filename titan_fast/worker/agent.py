@@ -521,8 +521,9 @@ class Agent:
             self._not_started(start, str(error), number or 0)
             return
         environment.update(self._door.admit(start.fence))
+        preload = work.preload if work.file and work.isolation == "warm" else None
         self._executor.start(
-            Attempt(start.fence, task, argv, environment, workdir, attempt_dir, work.timeout, work.grace)
+            Attempt(start.fence, task, argv, environment, workdir, attempt_dir, work.timeout, work.grace, preload)
         )
 
     def _not_started(self, start: Start, reason: str, number: int = 0) -> None:

@@ -19,9 +19,10 @@ import psutil
 from titan_fast.config import WorkerSettings, home
 from titan_fast.errors import StateLocked
 from titan_fast.protocol.connection import Incoming
+from titan_fast.worker.command import inherit, with_own_programs
 from titan_fast.worker.door import Door
 from titan_fast.worker.executors.base import Clocks, Executor, Observer, now
-from titan_fast.worker.executors.spawn import SpawnExecutor
+from titan_fast.worker.executors.warm import WarmExecutor
 from titan_fast.worker.exits import Exits
 from titan_fast.worker.journal import Journal, JournalFile, boot_id
 from titan_fast.worker.keeper import KEEPER_PID
@@ -116,8 +117,10 @@ class ThisMachine:
         self._exits = Exits.of_keeper(os.environ)
 
     def executor(self, observer: Observer) -> Executor:
-        limit = self._settings.file_limit
-        return SpawnExecutor(observer, file_limit=limit, recorder=self.journal, exits=self._exits)
+        settings = self._settings
+        inherited = with_own_programs(inherit(self.environ, settings.environment))
+        limit = settings.file_limit
+        return WarmExecutor(observer, env=inherited, file_limit=limit, recorder=self.journal, exits=self._exits)
 
     def shipper(self, emit: Emit) -> Shipping:
         return Shipper(emit, limit=self._settings.output_limit)

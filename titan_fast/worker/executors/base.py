@@ -32,6 +32,9 @@ class Attempt(msgspec.Struct, frozen=True):
     """Seconds; 0: none."""
     grace: float = 10.0
     """Seconds between TERM and KILL."""
+    preload: tuple[str, ...] | None = None
+    """It is a Python script (interpreter, ``-u``, path, arguments) that may begin as a fork of a process with these
+    modules loaded; None: it may not."""
 
 
 class Clocks(msgspec.Struct, frozen=True):

@@ -40,11 +40,11 @@ _POLL_SLOWEST = 0.05
 _GIVE_UP = 30.0
 """Seconds after KILL when the leader's companions that will not go (a stuck disk) are no longer waited for."""
 _ENCODING = sys.getfilesystemencoding()
-_SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW
+SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW
 _HAS_PIDFD = hasattr(os, "pidfd_open") and hasattr(select, "epoll")
 
 
-class _Live:
+class Live:
     """An attempt that has been started and not been reported yet."""
 
     __slots__ = (
@@ -102,8 +102,8 @@ class _Live:
         return tree.Tree(
             leader=self.pid,
             born=self.began.boot,
-            fence=_encode(env.get("TITAN_FENCE", "")),
-            place=_encode(env.get("TITAN_ATTEMPT_DIR", "")),
+            fence=encode(env.get("TITAN_FENCE", "")),
+            place=encode(env.get("TITAN_ATTEMPT_DIR", "")),
             output=(status.st_dev, status.st_ino) if status is not None else (0, 0),
             start=self.start,
         )
@@ -118,19 +118,19 @@ class _Live:
 class _Watch:
     """Many pidfds as one descriptor for the loop: registering one costs a system call, not a handle of the loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, ended: Callable[[list[_Live]], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, ended: Callable[[list[Live]], None]) -> None:
         self._loop = loop
         self._ended = ended
         self._poll = select.epoll()
-        self._live: dict[int, _Live] = {}
+        self._live: dict[int, Live] = {}
         loop.add_reader(self._poll.fileno(), self._ready)
 
-    def add(self, live: _Live) -> None:
+    def add(self, live: Live) -> None:
         # One shot: a dead leader may be kept for a while, and would be reported in every turn of the loop.
         self._poll.register(live.pidfd, select.EPOLLIN | select.EPOLLONESHOT)
         self._live[live.pidfd] = live
 
-    def remove(self, live: _Live) -> None:
+    def remove(self, live: Live) -> None:
         """Before its pidfd is closed. That takes it out of the set, unless a child between fork and exec holds a copy:
         what has not been reported yet must not be reported under a number that is another's by then."""
         if self._live.pop(live.pidfd, None) is not None:
@@ -147,20 +147,20 @@ class _Watch:
 class _Poller:
     """The same without pidfds: a timer asks for each child, often at first, less and less while nothing happens."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, ended: Callable[[list[_Live]], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, ended: Callable[[list[Live]], None]) -> None:
         self._loop = loop
         self._ended = ended
-        self._live: dict[int, _Live] = {}
+        self._live: dict[int, Live] = {}
         self._pause = _POLL_FIRST
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, live: _Live) -> None:
+    def add(self, live: Live) -> None:
         self._live[live.pid] = live
         self._pause = _POLL_FIRST
         if self._timer is None:
             self._timer = self._loop.call_later(self._pause, self._look)
 
-    def remove(self, live: _Live) -> None:
+    def remove(self, live: Live) -> None:
         self._live.pop(live.pid, None)
 
     def close(self) -> None:
@@ -211,14 +211,14 @@ class SpawnExecutor:
         self._file_limit = file_limit
         self._recorder: Recorder = recorder or _NoRecorder()
         self._exits = exits
-        self._adopted: dict[int, _Live] = {}
+        self._adopted: dict[int, Live] = {}
         """By number of the leader, until the keeper tells how it ended."""
         self._loop = asyncio.get_running_loop()
-        self._live: dict[int, _Live] = {}
+        self._live: dict[int, Live] = {}
         self._news: deque[tuple[int, int, float] | Outcome] = deque()
         self._watch = _Watch(self._loop, self._leaders_ended) if _HAS_PIDFD else None
         self._poller = _Poller(self._loop, self._leaders_ended)
-        self._ending: dict[int, _Live] = {}
+        self._ending: dict[int, Live] = {}
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._sweep_pause = _SWEEP_FIRST
         self._empty: asyncio.Future[None] | None = None
@@ -228,35 +228,59 @@ class SpawnExecutor:
 
     def start(self, attempt: Attempt) -> None:
         """Begin. Never raises for what the attempt is: what cannot start ends with NOT_STARTED."""
-        live = _Live(attempt, Clocks(time.time(), time.monotonic(), tree.boot_time()))
-        path = f"{attempt.attempt_dir}/{OUTPUT_NAME}"
-        output = -1
+        live = Live(attempt, Clocks(time.time(), time.monotonic(), tree.boot_time()))
         try:
             if self._is_closed:
                 raise OSError(errno.ESHUTDOWN, "the worker is stopping")
-            output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _SAFELY, 0o600)
-            live.output = os.open(path, os.O_RDONLY | _SAFELY)
-            argv = [_encode(text) for text in attempt.argv]
+            self._begin(live)
+        except (OSError, ValueError) as error:
+            self._cannot_begin(live, error)
+
+    def _begin(self, live: Live) -> None:
+        """Make the process, or see to it that it is made (then `_has_begun` follows, or `_cannot_begin`).
+
+        Raises:
+            OSError, ValueError: it cannot be.
+        """
+        attempt = live.attempt
+        path = f"{attempt.attempt_dir}/{OUTPUT_NAME}"
+        output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | SAFELY, 0o600)
+        try:
+            if live.output < 0:
+                live.output = os.open(path, os.O_RDONLY | SAFELY)
+            argv = [encode(text) for text in attempt.argv]
             if argv:
                 argv[0] = _find_program(attempt)
-            env = [_encode(f"{key}={value}") for key, value in attempt.env.items()]
+            env = [encode(f"{key}={value}") for key, value in attempt.env.items()]
             note = self._recorder.spawn_note(attempt.fence)
-            live.pid, live.pidfd = spawn(argv, env, _encode(attempt.cwd), output, self._file_limit, note)
-        except (OSError, ValueError) as error:
-            if live.output >= 0:
-                os.close(live.output)
-            self._tell_soon(_not_started(live, error))
-            return
+            pid, pidfd = spawn(argv, env, encode(attempt.cwd), output, self._file_limit, note)
         finally:
-            if output >= 0:
-                os.close(output)
+            os.close(output)
+        self._has_begun(live, pid, pidfd)
+
+    def _has_begun(self, live: Live, pid: int, pidfd: int) -> None:
+        """There is a process, our child."""
+        attempt = live.attempt
+        live.pid, live.pidfd = pid, pidfd
         self._recorder.spawned(attempt.fence, live.pid, tree.boot_time())
         self._live[attempt.fence] = live
         (self._poller if self._watch is None or live.pidfd < 0 else self._watch).add(live)
         self._time_out_after(live, attempt.timeout)
         self._tell_soon((attempt.fence, live.pid, live.began.wall))
 
-    def _time_out_after(self, live: _Live, seconds: float) -> None:
+    def _cannot_begin(self, live: Live, error: OSError | ValueError) -> None:
+        if live.output >= 0:
+            os.close(live.output)
+        self._tell_soon(_not_started(live, error))
+        self._forget(live)
+
+    def _forget(self, live: Live) -> None:
+        self._live.pop(live.attempt.fence, None)
+        if self._empty is not None and not self._live:
+            self._empty.set_result(None)
+            self._empty = None
+
+    def _time_out_after(self, live: Live, seconds: float) -> None:
         attempt = live.attempt
         if attempt.timeout > 0:
             live.timer = self._loop.call_later(max(0.0, seconds), self._end, live, Ending.TIMEOUT, attempt.grace)
@@ -294,8 +318,8 @@ class SpawnExecutor:
         found = [(each, self._find_again(each)) for each in left]
         # Whoever had been waited for before we looked is in the backlog: the keeper makes its note first.
         backlog = self._exits.backlog() if self._exits is not None else []
-        over: list[_Live] = []
-        gone: list[_Live] = []
+        over: list[Live] = []
+        gone: list[Live] = []
         for each, live in found:
             live.exit = each.exit or _told_of(live, each, backlog)
             if live.output < 0 or not (live.is_adopted or live.exit is not None):
@@ -325,20 +349,20 @@ class SpawnExecutor:
             self._loop.call_soon(self._leaders_ended, over)
         return [live.attempt.fence for live in gone]
 
-    def _find_again(self, left: Left) -> _Live:
+    def _find_again(self, left: Left) -> Live:
         """An attempt with its output, and its first process if that is there; adopted if it is the keeper's now."""
         attempt, born = left.attempt, left.began.boot
-        live = _Live(attempt, left.began)
+        live = Live(attempt, left.began)
         with contextlib.suppress(OSError):
             # A task may have removed its output; the marks of an empty one do no harm.
-            live.output = os.open(f"{attempt.attempt_dir}/{OUTPUT_NAME}", os.O_RDONLY | os.O_CREAT | _SAFELY, 0o600)
+            live.output = os.open(f"{attempt.attempt_dir}/{OUTPUT_NAME}", os.O_RDONLY | os.O_CREAT | SAFELY, 0o600)
         keeper = self._exits.parent if self._exits is not None else -1
         pid, spawned = left.pid, left.spawned
         if not pid:
             fence, place = attempt.env.get("TITAN_FENCE", ""), attempt.env.get("TITAN_ATTEMPT_DIR", "")
-            pid = tree.find_child(keeper, born, _encode(fence), _encode(place))
+            pid = tree.find_child(keeper, born, encode(fence), encode(place))
             spawned = tree.boot_time()
-        pidfd = _open_pidfd(pid)
+        pidfd = open_pidfd(pid)
         process = tree.find(pid)
         if process is None or not tree.is_start(process.start, born, spawned):
             if pidfd >= 0:
@@ -386,7 +410,7 @@ class SpawnExecutor:
 
     # ---------------------------------------------------------------- the end of a leader
 
-    def _leaders_ended(self, ended: list[_Live]) -> None:
+    def _leaders_ended(self, ended: list[Live]) -> None:
         """They have ended. Our own children have not been waited for; how the others ended is known."""
         self._look_at_exits([live for live in ended if live.exit is None])
         now = time.monotonic()
@@ -407,7 +431,7 @@ class SpawnExecutor:
                 self._finish(live)
         self._deliver()
 
-    def _look_at_exits(self, ended: list[_Live]) -> None:
+    def _look_at_exits(self, ended: list[Live]) -> None:
         """How children of ours ended: seen and written down before any of them is waited for."""
         if ended:
             exits = [_exit_of(live.pid) for live in ended]
@@ -415,7 +439,7 @@ class SpawnExecutor:
                 live.exit = how
             self._recorder.exited([(live.attempt.fence, how) for live, how in zip(ended, exits, strict=True)])
 
-    def _finish(self, live: _Live) -> None:
+    def _finish(self, live: Live) -> None:
         """The tree is gone: say how it went. The caller delivers."""
         attempt = live.attempt
         if live.exit is None:
@@ -438,17 +462,14 @@ class SpawnExecutor:
                 code = -code
         size = total_size(live.output, output_path)
         _close(live)
-        del self._live[attempt.fence]
         duration = (live.ended or live.exit.at) - live.began.monotonic
         is_file = result.is_file and ending is Ending.EXIT and code == 0  # of a failure no file is kept
         self._news.append(Outcome(attempt.fence, ending, code, live.began.wall, duration, size, result.text, is_file))
-        if self._empty is not None and not self._live:
-            self._empty.set_result(None)
-            self._empty = None
+        self._forget(live)
 
     # ---------------------------------------------------------------- ending a tree
 
-    def _end(self, live: _Live, ending: Ending, grace: float) -> None:
+    def _end(self, live: Live, ending: Ending, grace: float) -> None:
         """TERM now, KILL after the grace. Also when it is being ended already: the earlier end counts."""
         now = time.monotonic()
         if live.ending is None:
@@ -469,7 +490,7 @@ class SpawnExecutor:
                 self._recorder.stopping(live.attempt.fence, ending)
             self._sweep_soon()
 
-    def _begin_to_end(self, live: _Live, ending: Ending, deadline: float) -> None:
+    def _begin_to_end(self, live: Live, ending: Ending, deadline: float) -> None:
         live.timer = None
         live.ending = ending
         if ending is not Ending.EXIT:
@@ -512,14 +533,14 @@ class SpawnExecutor:
         if self._ending and self._sweep_timer is None:
             self._sweep_timer = self._loop.call_later(self._until_next_sweep(now), self._sweep)
 
-    def _term_outsiders(self, live: _Live, members: list[tree.Member]) -> None:
+    def _term_outsiders(self, live: Live, members: list[tree.Member]) -> None:
         """TERM to those of the tree that are not in the leader's process group; the group has had it."""
         live.is_termed = True
         outsiders = [member for member in members if _group_of(member.pid) != live.pid]
         for number in (signal.SIGTERM, signal.SIGCONT):
             tree.send_all(outsiders, number, live.spare)
 
-    def _look_at_rest(self, live: _Live, rest: list[tree.Member], now: float) -> None:
+    def _look_at_rest(self, live: Live, rest: list[tree.Member], now: float) -> None:
         """The leader has ended: report, or see to the others (in their grace they are left alone)."""
         if live.killed and now - live.killed > _GIVE_UP:
             for member in rest:
@@ -543,7 +564,7 @@ class SpawnExecutor:
 # ---------------------------------------------------------------- starting
 
 
-def _encode(text: str) -> bytes:
+def encode(text: str) -> bytes:
     return text.encode(_ENCODING, "surrogateescape")
 
 
@@ -551,16 +572,16 @@ def _find_program(attempt: Attempt) -> bytes:
     """The path of argv[0]: itself when it has a slash, else the first program of that name on the attempt's PATH."""
     name = attempt.argv[0]
     if "/" in name or not name:
-        return _encode(name)
+        return encode(name)
     path = attempt.env.get("PATH", os.defpath)
     for folder in path.split(os.pathsep):
         place = f"{folder}/{name}" if folder.startswith("/") else os.path.join(attempt.cwd, folder, name)
         if os.access(place, os.X_OK) and not os.path.isdir(place):
-            return _encode(place)
+            return encode(place)
     raise FileNotFoundError(errno.ENOENT, f"the program {name!r} was not found on PATH ({path})")
 
 
-def _not_started(live: _Live, error: OSError | ValueError) -> Outcome:
+def _not_started(live: Live, error: OSError | ValueError) -> Outcome:
     number = (error.errno if isinstance(error, OSError) else None) or errno.EINVAL
     text = _reason(live.attempt, error).encode("utf-8", "backslashreplace")[:MAX_RESULT]
     return Outcome(live.attempt.fence, Ending.NOT_STARTED, number, live.began.wall, 0.0, 0, text)
@@ -609,7 +630,7 @@ def _exit_of(pid: int) -> Exit:
     return Exit(how, code, time.monotonic())
 
 
-def _wait_for(live: _Live) -> None:
+def _wait_for(live: Live) -> None:
     """Give the number of a leader back, if it is our child and has not been waited for."""
     if not live.is_reaped and not live.is_adopted and live.pid > 0:
         with contextlib.suppress(ChildProcessError):
@@ -617,7 +638,7 @@ def _wait_for(live: _Live) -> None:
     live.is_reaped = True
 
 
-def _told_of(live: _Live, left: Left, backlog: list[Told]) -> Exit | None:
+def _told_of(live: Live, left: Left, backlog: list[Told]) -> Exit | None:
     """What the keeper knows of the end of an attempt's first process: the one we saw, or the one written down, or, if
     that agent did not come to it, the one that was given this attempt's directory."""
     for told in backlog:
@@ -625,19 +646,19 @@ def _told_of(live: _Live, left: Left, backlog: list[Told]) -> Exit | None:
             return told.exit
         if told.pid == left.pid and tree.is_start(told.start, left.began.boot, left.spawned):
             return told.exit
-        if not left.pid and live.pid < 0 and told.place == _encode(left.attempt.attempt_dir):
+        if not left.pid and live.pid < 0 and told.place == encode(left.attempt.attempt_dir):
             return told.exit
     return None
 
 
-def _open_pidfd(pid: int) -> int:
+def open_pidfd(pid: int) -> int:
     try:
         return os.pidfd_open(pid) if pid > 0 else -1
     except (OSError, AttributeError):
         return -1
 
 
-def _close(live: _Live) -> None:
+def _close(live: Live) -> None:
     for fd in (live.pidfd, live.output):
         if fd >= 0:
             os.close(fd)
