@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from titan_fast._version import __version__
 
 if TYPE_CHECKING:
-    from titan_fast.errors import RunFailed, TitanError
+    from titan_fast.errors import RunFailed, TaskFailed, TitanError
     from titan_fast.sdk import inside
     from titan_fast.sdk.client import Client
     from titan_fast.sdk.graph import Graph, Task
@@ -21,11 +21,23 @@ _HOMES = {
     "RunHandle": "titan_fast.sdk.handles",
     "TaskHandle": "titan_fast.sdk.handles",
     "RunFailed": "titan_fast.errors",
+    "TaskFailed": "titan_fast.errors",
     "TitanError": "titan_fast.errors",
     "inside": "titan_fast.sdk.inside",
 }
 
-__all__ = ["Client", "Graph", "RunFailed", "RunHandle", "Task", "TaskHandle", "TitanError", "__version__", "inside"]
+__all__ = [
+    "Client",
+    "Graph",
+    "RunFailed",
+    "RunHandle",
+    "Task",
+    "TaskFailed",
+    "TaskHandle",
+    "TitanError",
+    "__version__",
+    "inside",
+]
 
 
 def __getattr__(name: str) -> Any:

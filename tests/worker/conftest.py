@@ -81,7 +81,7 @@ class Session(asyncio.Protocol):
 
     def assign(self, fence, count=1, run=1, spec=0, first=0, **fields):
         work = fields.pop("work", Work(argv=("true",)))
-        self.transport.write(send(msg.Spec(run, spec, "t", 0, True, work, **fields)))
+        self.transport.write(send(msg.Spec(run=run, spec=spec, name="t", first=0, array=True, work=work, **fields)))
         row = (run, spec, first, count, 0, 1, fence, 0)
         self.transport.write(send_hot(Op.ASSIGN, 0, [[value] for value in row], b""))
 
