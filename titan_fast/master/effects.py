@@ -127,7 +127,9 @@ class Effects:
     def _send_spec(self, session: Session, command: cmd.Assign, after: int) -> None:
         run = self._master.scheduler.state.runs[command.run]
         spec = command.spec
-        session.known_specs.setdefault(run.id, set()).add((spec, command.generation))
+        if spec in run.arrays or spec not in run.functions:
+            # A single function comes with every attempt, so that workers need not keep its arguments.
+            session.known_specs.setdefault(run.id, set()).add((spec, command.generation))
         work = _decode_work(run.works[spec])
         described = msg.Spec(
             run=run.id,

@@ -7,6 +7,7 @@ it gave is a pickle, and whether it is an array.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import pickle
@@ -139,19 +140,23 @@ def _by_value(function: object, ships_project: bool) -> Iterator[None]:
 
 def _own_module(function: object) -> ModuleType | None:
     """The module of a function, where workers cannot have it: a file that nobody installed."""
-    name = getattr(function, "__module__", None) or ""
-    root = name.partition(".")[0]
+    root = (getattr(function, "__module__", None) or "").partition(".")[0]
     module = sys.modules.get(root)
-    if module is None or root in ("__main__", "titan_fast") or root in sys.builtin_module_names:
+    if module is None or root in ("__main__", "titan_fast"):
         return None
     file = getattr(module, "__file__", None)
-    places = list(getattr(module, "__path__", ())) if file is None else [file]
-    if not places or any(os.path.realpath(place).startswith(_installed()) for place in places):
-        return None
-    return module
+    places = tuple(getattr(module, "__path__", ())) if file is None else (file,)
+    return None if _is_installed(places) else module
 
 
-def _installed() -> tuple[str, ...]:
+@functools.lru_cache(1000)
+def _is_installed(places: tuple[str, ...]) -> bool:
+    """Or part of the interpreter itself, and so nowhere."""
+    return not places or any(os.path.realpath(place).startswith(_installations()) for place in places)
+
+
+@functools.cache
+def _installations() -> tuple[str, ...]:
     paths = (sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib"))
     return tuple({os.path.realpath(path) + os.sep for path in paths if path})
 

@@ -34,7 +34,7 @@ from titan_fast.worker.command import (
 )
 from titan_fast.worker.door import Door, NoDoor
 from titan_fast.worker.executors.base import Attempt, Left, Outcome
-from titan_fast.worker.executors.functions import Death, Function, Kind
+from titan_fast.worker.executors.functions import Death, Function, Kind, take_over_gap
 from titan_fast.worker.executors.functions import Ended as EndedFunctions
 from titan_fast.worker.journal import Begun, Ended, Past
 from titan_fast.worker.link import Link
@@ -548,6 +548,7 @@ class Agent:
         self._described[spec.run, spec.spec] = Function(
             self._functions_seen,
             spec.run,
+            spec.spec,
             spec.name,
             spec.first,
             spec.array,
@@ -584,6 +585,8 @@ class Agent:
 
     def functions_ended(self, ended: EndedFunctions) -> None:
         """Mostly they are passed on as they are. One by one only when something has to be known of each."""
+        for function in ended.alone:
+            self._forget_description(function)
         if ended.is_special or self._long or self._held or self._disowned or not self._link.is_attached:
             for start, each_ended, result in _each(ended):
                 self._function_over(start, each_ended, result)
@@ -592,8 +595,16 @@ class Agent:
         self._unacknowledged_size += _size(ended)
         self._flush_soon()
 
+    def _forget_description(self, function: Function | None) -> None:
+        """Of a task that is no array: another attempt comes with another one, and its arguments may be large."""
+        if function is not None and not function.is_array:
+            key = function.run, function.spec
+            if self._described.get(key) is function:
+                del self._described[key], self._specs[key]
+
     def function_died(self, death: Death) -> None:
         start, took = death.start, int(death.duration * 1e6)
+        self._forget_description(self._described.get((start.run, start.spec)))
         result = death.note.encode()
         ended = Ended(start.fence, death.ending, death.code, int(death.began * 1e6), took, death.output_size, "")
         self._function_over(start, ended, result)
@@ -601,10 +612,12 @@ class Agent:
     def _function_over(self, start: Start, ended: Ended, result: bytes) -> None:
         fence = start.fence
         self._door.dismiss(fence)
-        self._long.discard(fence)
+        if fence in self._long:
+            self._long.discard(fence)
+            self._shipper.forget(fence)
+            take_over_gap(self._files.attempt_dir(fence, make=False))
         if ended.output_size:
-            wrote = self._wrote.setdefault(fence, _Wrote(start.run, start.index, ended.started))
-            wrote.total = ended.output_size
+            self._wrote.setdefault(fence, _Wrote(start.run, start.index, ended.started))
             self._shipper.add(fence, self._output_path(fence))
         if ended.is_file:
             self._bring(start, ended)

@@ -597,6 +597,8 @@ def end_run(state: State, run: Run, out: Outbox) -> None:
     out.fact(RunEnded(state.wall, run.id, run.status, run_reason(run), run.started_at, public_counts(counts)))
     out.changed(run.id)
     finished(state, run, out)
+    if run.functions:
+        run.results.clear()  # each may be a MiB; the store has them, and nobody waits for them any more
     if run.visited:
         _keep_copies(state, run.id, run.finished_at, tuple(sorted(run.visited)), out)
 

@@ -22,7 +22,6 @@ import signal
 import struct
 import sys
 import time
-import traceback
 from _thread import allocate_lock
 from typing import Any, NoReturn
 
@@ -48,6 +47,8 @@ IS_FILE = 1
 EXIT, RECALLED = 0, 4
 RING_AFTER = 1_000_000
 """Nanoseconds after which results of an unfinished batch are announced."""
+ROTATE_AFTER = 50_000_000
+"""Nanoseconds of a member after which the next one has a new file for its output: the agent may be reading this one."""
 MAX_TEXT = 300
 MAX_TRACEBACK = 64 << 10
 MAX_EXCEPTION = 256 << 10
@@ -56,7 +57,7 @@ PICKLE = 5
 SAID_WITH = b"\0"
 """Between the reason of a failure and what clients read of it."""
 
-_OUTPUT = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC
+_OUTPUT = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 _PR_SET_PDEATHSIG = 1
 
 
@@ -140,9 +141,7 @@ class Pool:
             output: the file that is standard output and error.
             file_limit: RLIMIT_FSIZE, bytes; 0: none.
         """
-        import socket
-
-        self._link = socket.socket(fileno=link)
+        self._link = link
         self._memory = mmap.mmap(memory, SIZE)
         os.close(memory)
         self._cells = memoryview(self._memory)[: 8 * CELLS].cast("Q")
@@ -201,14 +200,14 @@ class Pool:
         return kind, body
 
     def _read(self) -> None:
-        data = self._link.recv(1 << 18)
+        data = os.read(self._link, 1 << 18)
         if not data:
             os._exit(0)
         self._received += data
 
     def _ask(self, question: bytes) -> Any:
         """An answer of the agent; batches that come before it wait."""
-        self._link.sendall(question)
+        os.write(self._link, question)
         while True:
             kind, body = self._receive()
             if kind == b"A":
@@ -224,7 +223,7 @@ class Pool:
 
     def _ring(self, now: int) -> None:
         self._rung = now
-        self._link.sendall(b".")
+        os.write(self._link, b".")
 
     # ------------------------------------------------------------ a batch
 
@@ -235,15 +234,20 @@ class Pool:
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         os.chdir(self._home)
         lots = list(LOT.iter_unpack(memoryview(body)[PROLOGUE.size : at]))
+        is_alone = count == 1 and lots[0][3] == 1
+        if self._told and not is_alone:
+            self._forget_told()
         self._rung = time.monotonic_ns()
         for lot in lots:
-            self._run_lot(body, at, lot, count == 1 and lot[3] == 1)
+            self._run_lot(body, at, lot, is_alone)
             at += lot[7]
         self._ring(0)
 
     def _run_lot(self, body: bytes, at: int, lot: tuple[int, ...], is_alone: bool) -> None:
         run, number, first, count, generation, attempt, fence, _ = lot
         spec = self._specs[number]
+        if not spec.is_array:
+            del self._specs[number]  # its only member: another attempt comes with another description
         cells, memory, barrier = self._cells, self._memory, allocate_lock()
         clock, loads, dumps, put, lseek = time.monotonic_ns, pickle.loads, pickle.dumps, RESULT.pack_into, os.lseek
         wall = time.time_ns() - clock()
@@ -264,7 +268,7 @@ class Pool:
             self.busy = True
             try:
                 if is_alone:
-                    self._tell_children()
+                    self._tell_alone()
                 if spec.function is None:
                     spec.function = loads(spec.pickled)
                     began = clock()
@@ -291,14 +295,14 @@ class Pool:
             self.busy = False
             written = 0
             try:
-                if lseek(1, 0, 1):
+                if lseek(1, 0, 1) or ended - began > ROTATE_AFTER:
                     written = self._keep_output(fence + member)
-            except OSError:  # the function closed it
+            except OSError:  # the function closed it, or there is no room
                 self._open_output()
             flags = 0
             if len(data) > INLINE:
                 code, flags, data = self._keep_result(fence + member, code, data)
-            if self._told:
+            if self._told and not is_alone:
                 self._forget_told()
             if self._row == MAX_ROWS or self._at + len(data) > MAX_BYTES or cells[READ] == self._rows:
                 self._begin_again()
@@ -355,11 +359,11 @@ class Pool:
 
     def _keep_output(self, fence: int) -> int:
         """What a member wrote becomes its output; returns how much it was."""
-        place = self._attempt_dir(fence)
-        os.rename(self._output, f"{place}/output")
-        if os.path.exists(self._output + ".gap"):
-            os.rename(self._output + ".gap", f"{place}/output.gap")
         size = os.fstat(1).st_size
+        if size:
+            os.rename(self._output, f"{self._attempt_dir(fence)}/output")
+        else:
+            os.unlink(self._output)
         self._open_output()
         return size
 
@@ -390,7 +394,7 @@ class Pool:
         self.busy = False  # what we look for ourselves
         try:
             if not self._told:
-                self._tell_children()
+                self._tell_task()
             assert self._this is not None
             if key in ("", "TITAN_ATTEMPT_DIR") and "TITAN_ATTEMPT_DIR" not in self._told:
                 self._set("TITAN_ATTEMPT_DIR", self._attempt_dir(self._this[3]))
@@ -402,7 +406,14 @@ class Pool:
         finally:
             self.busy = True
 
-    def _tell_children(self) -> None:
+    def _tell_alone(self) -> None:
+        """A member that is its whole batch may take its time, and start processes: they are told, too."""
+        if len(self._told) > 4:
+            self._forget_told()
+        self._told.clear()
+        self._tell_task()
+
+    def _tell_task(self) -> None:
         """What costs nothing but the telling."""
         assert self._this is not None
         spec, index, attempt, fence = self._this
@@ -440,6 +451,8 @@ def _failed(error: BaseException) -> tuple[int, bytes]:
             return 0, pickle.dumps(None, PICKLE)
         if isinstance(error.code, int):
             return error.code & 0xFF or 1, b""
+    import traceback
+
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next

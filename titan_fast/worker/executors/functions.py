@@ -48,10 +48,14 @@ STUCK = 0.02
 """Seconds that one member may take until those behind it go elsewhere."""
 STARTED_AFTER = 0.1
 """Seconds after which a member is said to have started."""
+LIVE_NAME = "live"
+"""Of an output in the directory of its attempt, as long as that runs."""
 IDLE = 60.0
 """Seconds without work until a process ends."""
 SPARE = 4
 """Idle processes beyond the slots, of other environments or projects."""
+MAX_COSTS = 1000
+"""Functions whose cost is remembered."""
 MAX_KNOWN = 256
 """Specs that a process is told of until it forgets them all."""
 
@@ -74,6 +78,16 @@ class Kind(msgspec.Struct, frozen=True):
     """The working copy where they run; empty: nowhere in particular."""
 
 
+class Cost:
+    """What members of a function take."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+        """None: nobody knows yet."""
+
+
 class Function:
     """One spec of a run, as the master described it last."""
 
@@ -88,6 +102,7 @@ class Function:
         "number",
         "pickled",
         "run",
+        "spec",
         "timeout",
     )
 
@@ -95,6 +110,7 @@ class Function:
         self,
         number: int,
         run: int,
+        spec: int,
         name: str,
         first: int,
         is_array: bool,
@@ -107,6 +123,7 @@ class Function:
         """``number`` is given once in the life of an agent: a run's may mean another one to the next master."""
         self.number = number
         self.run = run
+        self.spec = spec
         self.name = name
         self.first = first
         self.is_array = is_array
@@ -115,8 +132,8 @@ class Function:
         self.timeout = timeout
         self.grace = grace
         self.kind = kind
-        self.cost: float | None = None
-        """Seconds a member takes; None: nobody knows yet."""
+        self.cost = Cost()
+        """Shared with other specs that call the same function."""
 
     def described(self) -> bytes:
         return marshal.dumps(
@@ -131,6 +148,8 @@ class Ended(msgspec.Struct, gc=False):
     tail: bytes
     attempts: list[tuple[int, int]]
     """(how many, number of the attempt) of consecutive ones."""
+    alone: list[Function]
+    """Those that are no arrays: nothing is left to do of them."""
     is_special: bool = False
     """Some have more to be told of: output, a file, a door that was opened."""
 
@@ -297,10 +316,12 @@ class Functions:
         self._idle: list[_Lane] = []
         """Newest last: those that are used stay warm, and the others go."""
         self._numbers = 0
+        self._costs: dict[bytes, Cost] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
         self._is_closed = False
         self._barrier = threading.Lock()
+        shutil.rmtree(folder, ignore_errors=True)  # what the processes of a killed agent left
 
     # ---------------------------------------------------------------- giving
 
@@ -321,7 +342,10 @@ class Functions:
         lane = self._idle_lane(function.kind) if has_slot else self._busy_lane(function)
         if lane is None:
             return None
-        cost = function.cost
+        function.cost = self._costs.setdefault(function.pickled, function.cost)
+        if len(self._costs) > MAX_COSTS:
+            self._costs.clear()
+        cost = function.cost.seconds
         count = 1 if cost is None else max(1, min(most, MAX_BATCH, int(BATCH / max(cost, 1e-9))))
         self._hand(lane, function, cut(count))
         self._look_soon()
@@ -329,7 +353,8 @@ class Functions:
 
     def _busy_lane(self, function: Function) -> _Lane | None:
         """One that may have a second batch on its way; the one with the least to do."""
-        if function.cost is None or function.cost > BATCH:
+        cost = self._costs.get(function.pickled, function.cost).seconds
+        if cost is None or cost > BATCH:
             return None
         best = None
         for lane in self._lanes:
@@ -339,7 +364,7 @@ class Functions:
                 and len(lane.batches) < 2
                 and not lane.is_stuck
                 and lane.ending is None
-                and (lane.book[0].function.cost or 1.0) <= BATCH
+                and (lane.book[0].function.cost.seconds or 1.0) <= BATCH
                 and (best is None or lane.members() < best.members())
             ):
                 best = lane
@@ -357,7 +382,8 @@ class Functions:
             if len(lane.known) == MAX_KNOWN:
                 self._say(lane, b"F", b"")
                 lane.known.clear()
-            lane.known.add(function.number)
+            if function.is_array:  # of the others it forgets the description itself
+                lane.known.add(function.number)
             self._say(lane, b"S", function.described())
         blob = payloads(stretch)
         row = (
@@ -509,7 +535,7 @@ class Functions:
         lane.read = rows
         cells[_pool.READ] = rows
         lane.is_stuck = False
-        ended = Ended(records, tail, [], is_special)
+        ended = Ended(records, tail, [], [], is_special)
         unrun: list[Stretch] = []
         if is_special and any(records[_ENDING_AT::_RECORD]):
             ended.records = self._strike_passed_over(lane, ended, unrun)
@@ -534,6 +560,8 @@ class Functions:
             part = min(count, entry.stretch.count)
             ended.attempts.append((part, entry.stretch.attempt))
             self._measure(entry.function, ended.records, at, part)
+            if not entry.function.is_array:
+                ended.alone.append(entry.function)
             if part == entry.stretch.count:
                 lane.book.popleft()
             else:
@@ -554,6 +582,8 @@ class Functions:
             if not ending:
                 kept.append(records[at * _RECORD : (at + 1) * _RECORD])
                 ended.attempts.append((1, entry.stretch.attempt))
+                if not entry.function.is_array:
+                    ended.alone.append(entry.function)
             elif not entry.is_taken:
                 unrun.append(entry.stretch)
         return b"".join(kept)
@@ -566,8 +596,8 @@ class Functions:
         ended = int.from_bytes(records[last + _BEGAN_AT :][:8], "big")
         ended += int.from_bytes(records[last + _BEGAN_AT + 8 :][:8], "big")
         seconds = max(1, ended - began) / count / 1e6
-        known = function.cost
-        function.cost = seconds if known is None else 0.5 * known + 0.5 * seconds
+        known = function.cost.seconds
+        function.cost.seconds = seconds if known is None else 0.5 * known + 0.5 * seconds
 
     def _is_idle(self, lane: _Lane) -> None:
         if lane.ending is None and not lane.is_dead and not self._is_closed:
@@ -610,7 +640,8 @@ class Functions:
                 lane.started = position
                 wall = int((time.time() - took) * 1e6)
                 rows.append((stretch.run, stretch.first, stretch.generation, stretch.fence, lane.process.pid, wall))
-                outputs.append((stretch.fence, lane.output))
+                if (live := self._link_output(lane, position, stretch.fence)) is not None:
+                    outputs.append((stretch.fence, live))
             if function.timeout and took > function.timeout and lane.ending is None:
                 unrun += self._take_all_back(lane)
                 if lane.running()[0] == position:
@@ -624,6 +655,17 @@ class Functions:
             self._look_soon()
         elif self._idle:
             self._look_soon(IDLE)
+
+    def _link_output(self, lane: _Lane, position: int, fence: int) -> str | None:
+        """A name for what a member writes that stays its own when the process goes on to the next one; None when it
+        has already, or when there is no room."""
+        place = f"{self._attempts}/{format_fence(fence)}"
+        try:
+            os.makedirs(place, 0o700, exist_ok=True)
+            os.link(lane.output, f"{place}/{LIVE_NAME}")
+        except OSError:
+            return None
+        return f"{place}/{LIVE_NAME}" if lane.running()[0] == position else None
 
     def _let_idle_go(self) -> None:
         """What has had nothing to do for long."""
@@ -745,7 +787,7 @@ class Functions:
         lane.book.clear()
         lane.cells.release()
         lane.memory.close()
-        for path in (lane.output, f"{lane.output}.gap", *(f"{lane.output}.{n + 1}" for n in range(lane.files))):
+        for path in (lane.output, *(f"{lane.output}.{n + 1}" for n in range(lane.files))):
             with contextlib.suppress(OSError):
                 os.unlink(path)
         if death is not None:
@@ -796,8 +838,7 @@ class Functions:
                 return 0
             place = f"{self._attempts}/{format_fence(fence)}"
             os.makedirs(place, 0o700, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(f"{lane.output}.gap", f"{place}/{OUTPUT_NAME}.gap")
+            take_over_gap(place)
             os.rename(lane.output, f"{place}/{OUTPUT_NAME}")
             fd = os.open(f"{place}/{OUTPUT_NAME}", os.O_RDONLY | _SAFELY)
             try:
@@ -847,6 +888,13 @@ class Functions:
         if self._timer is not None:
             self._timer.cancel()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def take_over_gap(place: str) -> None:
+    """What is known to be missing from the live output of an attempt is missing from its output."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{place}/{LIVE_NAME}")
+        os.rename(f"{place}/{LIVE_NAME}.gap", f"{place}/{OUTPUT_NAME}.gap")
 
 
 def _meets(entry: _Entry, fence: int, count: int) -> bool:
