@@ -562,9 +562,10 @@ class Agent:
     def _feed(self, function: Function) -> bool:
         """Give a lane what is next; False when none takes it now."""
         slots = self._slots
-        has_slot = slots.used < slots.slots
+        free = max(0, slots.slots - slots.used)
+        most = -(-slots.queued // (free or slots.slots))
         try:
-            taken = self._functions.feed(function, has_slot, -(-slots.queued // slots.slots), slots.cut)
+            taken = self._functions.feed(function, free > 0, most, slots.cut)
         except (TitanError, OSError) as error:
             (start,) = each(slots.cut(1))
             slots.running[start.fence] = start

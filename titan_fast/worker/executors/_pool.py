@@ -231,6 +231,10 @@ class Pool:
         _, size, count, position = PROLOGUE.unpack_from(body)
         at = PROLOGUE.size + count * size
         self._position = position - 1
+        if sys.__stdout__ is None or sys.__stdout__.closed:
+            sys.__stdout__ = _text(1)  # type: ignore[misc]
+        if sys.__stderr__ is None or sys.__stderr__.closed:
+            sys.__stderr__ = _text(2)  # type: ignore[misc]
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         os.chdir(self._home)
         lots = list(LOT.iter_unpack(memoryview(body)[PROLOGUE.size : at]))
@@ -371,7 +375,10 @@ class Pool:
         output = os.open(self._output, _OUTPUT, 0o600)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        os.close(output)
+        if output > 2:
+            os.close(output)
+        else:  # a function had closed that one
+            os.set_inheritable(output, True)
 
     def _keep_result(self, fence: int, code: int, data: bytes) -> tuple[int, int, bytes]:
         """A large result becomes a file; (code, flags, bytes) to tell."""
@@ -431,6 +438,12 @@ class Pool:
         for key in self._told:
             os.environ.pop(key, None)
         self._told.clear()
+
+
+def _text(fd: int) -> io.TextIOWrapper:
+    """Standard output as it was, after a function has closed it."""
+    raw = io.FileIO(fd, "w", closefd=False)
+    return io.TextIOWrapper(raw, "utf-8", "backslashreplace", write_through=True)
 
 
 def _written(fence: int) -> str:
