@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from titan_fast._version import __version__
 
 if TYPE_CHECKING:
-    from titan_fast.errors import RunFailed, TitanError
+    from titan_fast.errors import RunFailed, TaskFailed, TitanError
     from titan_fast.sdk import inside
     from titan_fast.sdk.async_client import AsyncClient
     from titan_fast.sdk.client import Client
@@ -23,6 +23,7 @@ _HOMES = {
     "RunHandle": "titan_fast.sdk.handles",
     "TaskHandle": "titan_fast.sdk.handles",
     "RunFailed": "titan_fast.errors",
+    "TaskFailed": "titan_fast.errors",
     "TitanError": "titan_fast.errors",
     "inside": "titan_fast.sdk.inside",
 }
@@ -34,6 +35,7 @@ __all__ = [
     "RunFailed",
     "RunHandle",
     "Task",
+    "TaskFailed",
     "TaskHandle",
     "TitanError",
     "__version__",

@@ -144,6 +144,23 @@ class RunFailed(UserError):
     code = "run_failed"
 
 
+class TaskFailed(RunFailed):
+    """A task whose result was asked for has none. Of a function that raised an exception the text has its traceback,
+    and the exception itself is the cause, where it could be sent."""
+
+    code = "task_failed"
+    reason = ""
+    """Such as ``ValueError: text``, ``signal:9`` or ``timeout``."""
+    traceback = ""
+    """As Python prints it; empty when it was no exception."""
+
+    def __init__(self, task: object, state: str, reason: str, traceback: str = "") -> None:
+        text = f"{task} is {state}" + (f" ({reason})" if reason else "")
+        super().__init__(f"{text}\n{traceback.rstrip()}" if traceback else text, hint=f"titan-fast logs {task}")
+        self.reason = reason
+        self.traceback = traceback
+
+
 class WaitTimedOut(UserError):
     """The wait is over; what was waited for goes on."""
 

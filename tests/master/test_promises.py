@@ -152,6 +152,51 @@ def test_a_process_starts_when_its_submit_is_durable_and_the_next_ones_do_not_wa
     with_master(tmp_path, scenario, monkeypatch)
 
 
+FUNCTION = GraphSpec("g", (TaskSpec("t", Work(function=1), payload=0),))
+
+
+def test_a_function_starts_at_once_and_its_end_is_promised_when_its_submit_is(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        client, worker = await Peer.connect(master, "client"), await Peer.connect(master, "worker")
+        await worker.attach()
+        assert (await worker.next()).op is Op.VERDICT
+        store.gate.clear()
+        client.say(msg.Submit(graph=FUNCTION), (bytes(8), b"the function"))
+        spec = await worker.next()
+        assert (spec.op, spec.attachments) == (Op.SPEC, (b"the function",))
+        assign = await worker.next()
+        assert assign.op is Op.ASSIGN
+        row = [[1], [0], [0], [0], [0], assign.columns[6], [0], [5], [5], [0], [3]]
+        worker.say_hot(Op.RESULT, 1, row, b"one")
+        await client.hears_nothing()
+        store.gate.set()
+        assert (await client.next()).op is Op.ACCEPTED
+        assert (await worker.next()).op is Op.ACK
+        client.say(msg.Results(run=1, task="t"))
+        assert (await client.next()).attachments == (b"one",)
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_a_function_starts_again_when_the_retry_is_durable(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        client, worker = await Peer.connect(master, "client"), await Peer.connect(master, "worker")
+        await worker.attach()
+        assert (await worker.next()).op is Op.VERDICT
+        client.say(msg.Submit(graph=FUNCTION), (bytes(8), b"the function"))
+        assert (await worker.next()).op is Op.SPEC
+        fence = (await worker.next()).columns[6]
+        worker.say_hot(Op.RESULT, 1, [[1], [0], [0], [0], [0], fence, [1], [5], [5], [0], [4]], b"E: x")
+        assert (await worker.next()).op is Op.ACK
+        store.gate.clear()
+        client.say(msg.Retry(run=1))
+        await worker.hears_nothing()
+        store.gate.set()
+        assert [(await worker.next()).op for _ in range(2)] == [Op.SPEC, Op.ASSIGN]
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
 def test_a_process_starts_again_when_the_retry_is_durable(tmp_path, monkeypatch):
     async def scenario(master, store):
         worker = await Peer.connect(master, "worker")

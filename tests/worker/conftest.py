@@ -81,9 +81,11 @@ class Session(asyncio.Protocol):
 
     def assign(self, fence, count=1, run=1, spec=0, first=0, **fields):
         work = fields.pop("work", Work(argv=("true",)))
-        self.transport.write(send(msg.Spec(run, spec, "t", 0, True, work, **fields)))
-        row = (run, spec, first, count, 0, 1, fence, 0)
-        self.transport.write(send_hot(Op.ASSIGN, 0, [[value] for value in row], b""))
+        payload, parts = fields.pop("payload", b""), fields.pop("parts", ())
+        described = msg.Spec(run=run, spec=spec, name="t", first=0, array=True, work=work, **fields)
+        self.transport.write(send(described, parts))
+        row = (run, spec, first, count, 0, 1, fence, len(payload))
+        self.transport.write(send_hot(Op.ASSIGN, 0, [[value] for value in row], payload))
 
     def kill(self, fence, grace=0):
         self.transport.write(send_hot(Op.KILL, 0, [[1], [0], [fence], [grace]]))
@@ -261,6 +263,9 @@ class Stage:
     def has_folder(self, fence):
         """Whether the attempt's output is still here."""
         return os.path.isdir(f"{self.settings.work_dir}/attempts/{format_fence(fence)}")
+
+    def journal_size(self):
+        return os.stat(f"{self.settings.work_dir}/attempts.journal").st_size
 
     async def restart(self):
         await self.kill()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
+from array import array
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -29,6 +32,8 @@ _decode_work = msgspec.json.Decoder(Work).decode
 
 LOTS_PER_FRAME = 512
 TAIL_PER_FRAME = 8 << 20
+MAX_DESCRIPTION = 128 << 20
+"""Bytes of a function with all its arguments; results of more than 1 MiB are files and count as their addresses."""
 
 
 class _Batch:
@@ -48,6 +53,8 @@ class Effects:
         self._acknowledge: dict[Session, None] = {}
         self._accepted: dict[int, int] = {}
         """Runs whose admission, or last retry, is not durable yet, and the position of that fact."""
+        self._reopened: dict[int, int] = {}
+        """Of these, the retries."""
 
     def acknowledge(self, session: Session) -> None:
         """This session's results are in this turn's facts."""
@@ -56,14 +63,18 @@ class Effects:
     def assign(self, commands: Iterable[cmd.Command], facts: Sequence[Fact]) -> None:
         """The turn's assignments: one frame per worker, specs first where the worker has not seen them.
 
-        They leave at once. Only those of a run whose admission or retry is not durable yet wait for it: a process that
-        has started cannot be taken back, and it might never have been asked for.
+        They leave at once. Only those of a run whose retry is not durable yet wait for it, and processes for their
+        admission, too: what has started cannot be taken back, and it might never have been asked for.
         """
         pump = self._master.pump
-        self._accepted = {run: position for run, position in self._accepted.items() if position > pump.durable}
+        for waiting in (self._accepted, self._reopened):
+            for run in [run for run, position in waiting.items() if position <= pump.durable]:
+                del waiting[run]
         for position, fact in enumerate(facts, pump.position - len(facts) + 1):
             if isinstance(fact, RunAccepted | TasksReopened):
                 self._accepted[fact.run] = position
+            if isinstance(fact, TasksReopened):
+                self._reopened[fact.run] = position
         batches: dict[tuple[str, int], _Batch] = {}
         for command in commands:
             if not isinstance(command, cmd.Assign):
@@ -71,7 +82,7 @@ class Effects:
             session = self._master.worker_sessions.get(command.worker)
             if session is None:
                 continue  # its inventory will not name them, so they go elsewhere
-            after = self._accepted.get(command.run, 0)
+            after = self._not_before(command)
             if ASSIGN_BEFORE_ADMISSION in self._master.sabotage:
                 after = 0
             try:
@@ -85,6 +96,13 @@ class Effects:
         for (worker, after), batch in batches.items():
             if batch.rows:
                 self._send_lots(self._master.worker_sessions[worker], batch, after)
+
+    def _not_before(self, command: cmd.Assign) -> int:
+        """The position of the fact an assignment waits for; mostly 0."""
+        if not self._accepted:
+            return 0
+        is_function = command.spec in self._master.scheduler.state.runs[command.run].functions
+        return (self._reopened if is_function else self._accepted).get(command.run, 0)
 
     def _add_lot(self, batch: _Batch, session: Session, command: cmd.Assign, after: int) -> None:
         """A lot's record, and its slice of the payloads; halved until each slice has room in a frame."""
@@ -109,22 +127,39 @@ class Effects:
     def _send_spec(self, session: Session, command: cmd.Assign, after: int) -> None:
         run = self._master.scheduler.state.runs[command.run]
         spec = command.spec
-        session.known_specs.setdefault(run.id, set()).add((spec, command.generation))
+        if spec in run.arrays or spec not in run.functions:
+            # A single function comes with every attempt, so that workers need not keep its arguments.
+            session.known_specs.setdefault(run.id, set()).add((spec, command.generation))
         work = _decode_work(run.works[spec])
-        frame = send(
-            msg.Spec(
-                run.id,
-                spec,
-                run.names[spec],
-                run.first[spec],
-                spec in run.arrays,
-                work,
-                run.env,
-                run.project,
-                self._results(run, work),
-            )
+        described = msg.Spec(
+            run=run.id,
+            spec=spec,
+            name=run.names[spec],
+            first=run.first[spec],
+            array=spec in run.arrays,
+            work=work,
+            env=run.env,
+            project=run.project,
+            results=self._results(run, work),
         )
-        session.send_work(after, frame)
+        attachments: tuple[bytes, ...] = ()
+        if spec in run.functions:
+            attachments = (run.functions[spec], *(self._arguments(run, name) for name in work.arguments))
+            size = sum(map(len, attachments))
+            if size > MAX_DESCRIPTION:
+                problem = f"its function and arguments take {size:,} bytes, at most {MAX_DESCRIPTION:,} fit"
+                described, attachments = msgspec.structs.replace(described, problem=problem), ()
+        session.send_work(after, send(described, attachments))
+
+    def _arguments(self, run: Run, name: str) -> bytes:
+        """What all members of a parent gave: how many, offsets, bytes. Nothing is looked into."""
+        spec = run.find(name)
+        assert spec is not None
+        results = self._master.queries.results(run, run.first[spec], run.count[spec])
+        offsets = array("I", (len(results), *accumulate(map(len, results), initial=0)))
+        if sys.byteorder == "little":
+            offsets.byteswap()
+        return b"".join((offsets.tobytes(), *results))
 
     def _results(self, run: Run, work: Work) -> dict[str, str]:
         """What the tasks wrote whose results stand in this one's texts."""

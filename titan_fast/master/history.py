@@ -59,6 +59,26 @@ class History:
         newer = [result for _, row, result in self._on_the_way(run, index, 1) if row.state == "COMPLETED"]
         return newer[-1] if newer else self._store.result(run, index)
 
+    def results(self, run: int, first: int, count: int) -> dict[int, bytes]:
+        """What the newest COMPLETED attempt of each task in a range gave."""
+        found = self._store.results(run, first, count, "COMPLETED")
+        found.update(self._left_on_the_way(run, first, count, "COMPLETED"))
+        return found
+
+    def left_behind(self, run: int, first: int, count: int) -> dict[int, bytes]:
+        """What the newest FAILED attempt of each task in a range left instead of a result."""
+        found = self._store.results(run, first, count, "FAILED")
+        found.update(self._left_on_the_way(run, first, count, "FAILED"))
+        return found
+
+    def _left_on_the_way(self, run: int, first: int, count: int, state: str) -> Iterator[tuple[int, bytes]]:
+        end = first + count
+        for fact in self._pending():
+            if isinstance(fact, AttemptsEnded) and fact.run == run:
+                for index, became, result in zip(fact.index, fact.state, fact.result, strict=True):
+                    if first <= index < end and became == state:
+                        yield index, result
+
     def _on_the_way(self, run: int, first: int, count: int) -> Iterator[tuple[int, AttemptRow, bytes]]:
         for fact in self._ended(run):
             for row, index in enumerate(fact.index):

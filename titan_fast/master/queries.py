@@ -36,6 +36,10 @@ RUNS_PER_PAGE = 10_000
 TASKS_PER_PAGE = 1_000
 """A page of them is a few milliseconds of the loop that everybody shares."""
 STRETCHES_PER_PAGE = 50
+RESULTS_PER_PAGE = 10_000
+RESULTS_PER_LOOK = 64
+BYTES_PER_PAGE = 4 << 20
+"""A page may be one look longer than that: what is in the next results is not known before they are read."""
 FAILED_SHOWN = 10
 RUNNING_SHOWN = 8
 PATIENCE = 1.0
@@ -48,9 +52,21 @@ _IN_STATE = {
 """What finds the next tasks in a state, as everybody calls it, among ten million in the blink of an eye."""
 
 Answer = (
-    msg.Listed | msg.Shown | msg.Explained | msg.Stated | msg.Update | msg.KvValue | msg.KvListed | msg.ArtifactListed
+    msg.Listed
+    | msg.Shown
+    | msg.Given
+    | msg.Explained
+    | msg.Stated
+    | msg.Update
+    | msg.KvValue
+    | msg.KvListed
+    | msg.ArtifactListed
 )
 """What can say that it is not durable."""
+
+
+_RAISED = re.compile(r"[A-Za-z_][\w.]*(: |\(\))").match
+"""How the reason of a function begins that raised an exception."""
 
 
 class Watched(msgspec.Struct, frozen=True):
@@ -107,6 +123,8 @@ class Queries:
                 self.reply(session, self._show(message), request)
             case msg.Explain():
                 self.reply(session, self._explain(message), request)
+            case msg.Results():
+                self._give(session, message, request)
             case msg.Stats():
                 self.reply(session, self._stats(), request)
             case msg.BlobAsk():
@@ -273,9 +291,10 @@ class Queries:
         )
 
     def _result(self, run: Run) -> str:
-        """What the only sink of the graph wrote to TITAN_RESULT: the result of the run, where it has one."""
+        """What the only sink of the graph wrote to TITAN_RESULT: the result of the run, where it has one. What a
+        function returned is no text, and asked for with RESULTS."""
         sinks = [s for s in range(len(run.names)) if run.children_at[s] == run.children_at[s + 1]]
-        if len(sinks) != 1 or run.count[sinks[0]] != 1:
+        if len(sinks) != 1 or run.count[sinks[0]] != 1 or sinks[0] in run.functions:
             return ""
         return self.result(run, run.first[sinks[0]]).decode("utf-8", "replace").strip()
 
@@ -284,6 +303,52 @@ class Queries:
         if run.state[index] != TaskState.COMPLETED:
             return b""
         return run.results.get(index) or self._history.result(run.id, index)
+
+    def results(self, run: Run, first: int, count: int) -> list[bytes]:
+        """What consecutive tasks gave, one for each; empty for those that did not succeed."""
+        known = run.results
+        found = [known.get(index, b"") for index in range(first, first + count)]
+        # Memory has those that others wait for, since this master's start; the rest is the history's.
+        lacking = [place for place, result in enumerate(found) if not result]
+        if lacking:
+            older = self._history.results(run.id, first, count)
+            for place in lacking:
+                if run.state[first + place] == TaskState.COMPLETED:
+                    found[place] = older.get(first + place, b"")
+        return found
+
+    def _give(self, session: Session, asked: msg.Results, request: int) -> None:
+        """A page of results, as many as fit into a frame; of what failed, what it left behind."""
+        run = self.run(asked.run)
+        first, count = self.stretch(run, asked.task, asked.member)
+        end, at = first + count, max(first, int(asked.cursor or 0))
+        found: list[bytes] = []
+        missing: list[msg.NoResult] = []
+        size, step = 0, RESULTS_PER_LOOK
+        while at < end and len(found) < RESULTS_PER_PAGE and size < BYTES_PER_PAGE:
+            step = min(step, end - at)
+            looked = self._left(run, at, step, len(found), missing)
+            found += looked
+            at += step
+            size += sum(map(len, looked))
+            if size < BYTES_PER_PAGE // 16:
+                step *= 2
+        pickled = run.spec_of(first) in run.functions
+        given = msg.Given(pickled=pickled, missing=tuple(missing), next=str(at) if at < end else "")
+        self.reply(session, given, request, tuple(found))
+
+    def _left(self, run: Run, first: int, count: int, place: int, missing: list[msg.NoResult]) -> list[bytes]:
+        """What consecutive tasks gave or, having failed, left; those that gave nothing are added to ``missing``."""
+        found = self.results(run, first, count)
+        for state, start, length in run.stretches(first, count):
+            if state is TaskState.COMPLETED:
+                continue
+            left = self._history.left_behind(run.id, start, length) if state is TaskState.FAILED else {}
+            for index in range(start, start + length):
+                found[index - first] = left.get(index, b"")
+                of = place + index - first
+                missing.append(msg.NoResult(of, run.label(index), PUBLIC[state], run.reason_of(index)))
+        return found
 
     def _running(self, run: Run) -> tuple[str, ...]:
         names = []
@@ -531,6 +596,6 @@ def _exit_code(row: AttemptRow) -> int | None:
     """As a shell would give it: 128 + n for a signal; None where there is none (a timeout, a lost worker)."""
     if row.reason.startswith("signal:"):
         return 128 + row.code
-    if row.reason.startswith("exit:"):
+    if row.reason.startswith("exit:") or (row.code and _RAISED(row.reason)):
         return row.code
     return None

@@ -14,6 +14,8 @@ from msgspec import Meta
 MAX_NAME = 200
 MAX_NAMED_TASKS = 100_000
 MAX_MEMBERS = 10_000_000
+MAX_PARTS = 2 * MAX_NAMED_TASKS
+"""Attachments of one graph: a payload and a function for each named task."""
 MAX_SECONDS = 10 * 365 * 86400.0
 """No delay, timeout or wait is longer than ten years."""
 MAX_RETRIES = 60_000
@@ -54,9 +56,10 @@ class Affinity(msgspec.Struct, frozen=True, omit_defaults=True):
 class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the worker does; the master stores it and looks only for the results it takes.
 
-    Exactly one of ``argv``, ``shell`` and ``file`` is set. In an array, ``${matrix.x}`` in any text is replaced by
-    the worker from the member's payload, a JSON object ``{"x": value}``. So is ``${tasks.NAME.result}`` in any text but
-    ``file`` and ``python``, from what the task NAME wrote (`results.references` tells whose results those are).
+    Exactly one of ``argv``, ``shell``, ``file`` and ``function`` is set. In an array, ``${matrix.x}`` in any text is
+    replaced by the worker from the member's payload, a JSON object ``{"x": value}``. So is ``${tasks.NAME.result}`` in
+    any text but ``file`` and ``python``, from what the task NAME wrote (`results.references` tells whose results those
+    are).
     """
 
     argv: tuple[str, ...] = ()
@@ -73,6 +76,15 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     timeout: Seconds = 0.0
     """Seconds; 0 means none."""
     grace: Seconds = DEFAULT_GRACE
+    function: Annotated[int, Meta(ge=-1, le=MAX_PARTS)] = -1
+    """Which attachment holds the pickled function; -1: none. Then the members' payloads are pickles: an item, or in a
+    task that is no array (args, kwargs). Only workers and clients unpickle."""
+    arguments: tuple[Name, ...] = ()
+    """Tasks whose results are arguments of the function: the pickles name them by their place here."""
+
+    @property
+    def is_function(self) -> bool:
+        return self.function >= 0
 
 
 class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -88,7 +100,7 @@ class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     when: Literal["success", "failure", "always"] = "success"
     affinity: Affinity | None = None
     count: Annotated[int, Meta(ge=1, le=MAX_MEMBERS)] = 1
-    payload: Annotated[int, Meta(ge=-1, le=MAX_NAMED_TASKS)] = -1
+    payload: Annotated[int, Meta(ge=-1, le=MAX_PARTS)] = -1
     """Which attachment holds the members' payloads: (count + 1) big-endian u32 offsets, then the bytes; -1: none."""
     array: bool = False
     """True for an array even of one member: its members are addressed ``name[i]``."""

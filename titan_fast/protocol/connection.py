@@ -11,6 +11,7 @@ messages (WATCH, LOGS) end with the one that says ``final``.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 
 import msgspec
@@ -44,6 +45,9 @@ HOT_LAYOUTS = {
     Op.HEARTBEAT: layout.PULSE,
 }
 """Which records each hot opcode carries. ACK has none: its sequence says it all."""
+
+
+_PROLOGUE = struct.Struct(">HHIQ")
 
 
 class Incoming(msgspec.Struct, frozen=True):
@@ -269,6 +273,13 @@ def send(
 def send_hot(op: Op, sequence: int, columns: Sequence[Sequence[int | float]], tail: bytes = b"") -> bytes:
     """Packed records as one frame; the caller keeps batches under the frame limit."""
     return frame(op, 0, 0, pack(HOT_LAYOUTS[op], sequence, columns, tail))
+
+
+def send_packed(op: Op, sequence: int, count: int, records: bytes, tail: bytes) -> bytes:
+    """The same of records that somebody has packed already."""
+    size = len(records) // count
+    prologue = _PROLOGUE.pack(HOT_LAYOUTS[op], size, count, sequence)
+    return frame(op, 0, 0, b"".join((prologue, records, tail)))
 
 
 def send_error(error: TitanError, request: int) -> bytes:

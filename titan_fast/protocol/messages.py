@@ -13,11 +13,11 @@ import msgspec
 from msgspec import Meta
 
 from titan_fast.errors import BadMessage
-from titan_fast.model.spec import GraphSpec, Work
+from titan_fast.model.spec import MAX_PARTS, GraphSpec, Work
 from titan_fast.protocol.opcodes import Op
 
-MAX_ATTACHMENTS = 100_000
-"""Raw parts of one message: a payload for each named task of a graph."""
+MAX_ATTACHMENTS = MAX_PARTS
+"""Raw parts of one message: a payload and a function for each named task of a graph."""
 MAX_CRITICAL = 32
 MAX_COPIES = 10_000
 """Working copies that one ATTACH tells of."""
@@ -154,7 +154,7 @@ class Error(Message, frozen=True, omit_defaults=True):
 
 
 class Submit(WithAttachments, frozen=True, omit_defaults=True, kw_only=True):
-    """Attachments are the arrays' payloads, as the ``payload`` of each task spec counts them."""
+    """Attachments are payloads and functions, as ``payload`` and ``work.function`` of the task specs count them."""
 
     graph: GraphSpec
     """Every task, with every default resolved."""
@@ -390,6 +390,40 @@ class Logged(WithAttachments, frozen=True, omit_defaults=True):
     """Number of the attempt; with the last piece."""
     fence: FenceNumber = 0
     """The attempt."""
+
+
+class Results(Message, frozen=True, omit_defaults=True):
+    run: RunNumber
+    """0 is the newest one."""
+    task: str
+    """One task or array."""
+    member: Member = -1
+    """Only this member of the array."""
+    cursor: Cursor = ""
+    """``next`` of the page before; empty for the first page."""
+
+
+class NoResult(msgspec.Struct, frozen=True, array_like=True):
+    """A task that has given nothing; on the wire an array of its fields in this order."""
+
+    place: Count
+    """Which attachment: what it left instead, when its function raised an exception (else empty)."""
+    name: str
+    state: str
+    reason: str
+
+
+class Given(WithAttachments, frozen=True, omit_defaults=True, kw_only=True):
+    """One attachment for each task of the page, in order: its result."""
+
+    pickled: bool = False
+    """They are what functions returned; otherwise what commands wrote to TITAN_RESULT. Either may be
+    ``artifact:ADDRESS``, which no pickle looks like."""
+    missing: tuple[NoResult, ...] = ()
+    next: str = ""
+    """Cursor of the next page; empty when this is the last one."""
+    durable: bool = True
+    """False: the store is stuck, and a crash now would undo what is shown."""
 
 
 class Stats(Message, frozen=True, omit_defaults=True):
@@ -646,7 +680,10 @@ class VerdictMessage(Message, frozen=True, omit_defaults=True):
     """Fences of attempts to go on with, but whose results are kept back: another verdict follows."""
 
 
-class Spec(Message, frozen=True, omit_defaults=True):
+class Spec(WithAttachments, frozen=True, omit_defaults=True, kw_only=True):
+    """Attachments, for a function: it, pickled, then for each of the work's ``arguments`` the results of that task,
+    a u32 count, (count + 1) u32 offsets and the bytes they cut."""
+
     run: RunNumber
     spec: Count
     """The spec's number in its run; lots refer to it."""
@@ -663,6 +700,8 @@ class Spec(Message, frozen=True, omit_defaults=True):
     """Address of the project archive; empty: none."""
     results: dict[str, str] = {}
     """What stands for ``${tasks.NAME.result}`` in the work, by name."""
+    problem: str = ""
+    """Why none of its tasks can be started."""
 
 
 class Output(WithAttachments, frozen=True, omit_defaults=True, kw_only=True):
@@ -704,6 +743,8 @@ for _op, _cls in (
     (Op.LISTED, Listed),
     (Op.SHOW, Show),
     (Op.SHOWN, Shown),
+    (Op.RESULTS, Results),
+    (Op.GIVEN, Given),
     (Op.EXPLAIN, Explain),
     (Op.EXPLAINED, Explained),
     (Op.CANCEL, Cancel),

@@ -89,6 +89,9 @@ class Op(IntEnum):
     BACKUP = 0x4C, "client", "Make a consistent copy of the state; it is fetched as a blob."
     BACKED_UP = 0x4D, "master", "Answer to BACKUP."
 
+    RESULTS = 0x4E, "client", "One page of what tasks gave: the results of functions and commands."
+    GIVEN = 0x4F, "master", "Answer to RESULTS."
+
     # workers
     ATTACH = 0x30, "worker", "Here I am, and this is everything I hold."
     VERDICT = (

@@ -45,6 +45,7 @@ def admit(state: State, graph: GraphSpec, payloads: Sequence[bytes], number: int
     children_at, children = _transpose(parents_at, parents)
     _refuse_cycles(tasks, parents_at, parents, children_at, children)
     _check_payloads(tasks, payloads)
+    _check_functions(tasks, payloads)
 
     run = Run(number, graph.name, at, floor)
     run.env = graph.env
@@ -61,6 +62,9 @@ def admit(state: State, graph: GraphSpec, payloads: Sequence[bytes], number: int
         run.unmet.append(parents_at[spec + 1] - parents_at[spec])
         run.works.append(_encode(task.work).decode())
         run.wanted.update(rows[name] for name in references(task.work) if name in rows)
+        if task.work.is_function:
+            run.functions[spec] = payloads[task.work.function]
+            run.wanted.update(rows[name] for name in task.work.arguments)
         key = (task.requires, task.priority, task.delay, task.retry, task.when, task.affinity)
         option = known.get(key)
         if option is None:
@@ -203,3 +207,26 @@ def _check_payloads(tasks: Sequence[TaskSpec], payloads: Sequence[bytes]) -> Non
             )
         if len(blob) < base or offsets[0] != 0 or offsets[-1] != len(blob) - base or not in_order:
             raise InvalidGraph(f"the payloads of task '{task.name}' do not fit its {task.count} members", field=field)
+
+
+def _check_functions(tasks: Sequence[TaskSpec], payloads: Sequence[bytes]) -> None:
+    """A function is there and alone; its arguments are results of parents, which have ended when it starts."""
+    for row, task in enumerate(tasks):
+        work = task.work
+        if not work.is_function:
+            continue
+        if work.argv or work.shell or work.file:
+            raise InvalidGraph(f"task '{task.name}' is a function and a command", field=f"tasks[{row}].work")
+        if work.function >= len(payloads):
+            raise InvalidGraph(
+                f"task '{task.name}' names attachment {work.function}, which is missing",
+                field=f"tasks[{row}].work.function",
+            )
+        if task.payload < 0:
+            raise InvalidGraph(f"the function of task '{task.name}' has no payload", field=f"tasks[{row}].payload")
+        for name in work.arguments:
+            if name not in task.needs:
+                raise InvalidGraph(
+                    f"task '{task.name}' takes the result of '{name}', which it does not need",
+                    field=f"tasks[{row}].work.arguments",
+                )

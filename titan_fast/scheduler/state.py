@@ -105,6 +105,7 @@ class Run:
         "first",
         "floor",
         "floors",
+        "functions",
         "generation",
         "held",
         "id",
@@ -166,6 +167,8 @@ class Run:
         self.children = array("I")
         self.arrays: set[int] = set()
         self.payloads: dict[int, bytes] = {}
+        self.functions: dict[int, bytes] = {}
+        """Of the specs that are functions: it, pickled. Nobody here looks inside."""
         # columns by task
         self.state = bytearray()
         self.counts = [0] * N_STATES

@@ -172,6 +172,27 @@ def _data(incoming: Incoming) -> bytes:
     return incoming.attachments[0] if incoming.attachments else b""
 
 
+class Given(msgspec.Struct, frozen=True):
+    """A page of results. ``missing``: (place, name, state, reason) of those that gave none."""
+
+    parts: tuple[bytes, ...]
+    pickled: bool
+    missing: tuple[tuple[int, str, str, str], ...]
+    next: str
+
+
+def results(target: TaskId, cursor: str = "") -> Call[Given]:
+    """``target`` names its run and its task."""
+
+    def parse(incoming: Incoming) -> Given:
+        given = _message(incoming)
+        missing = tuple((each.place, each.name, each.state, each.reason) for each in given.missing)
+        return Given(incoming.attachments, given.pickled, missing, given.next)
+
+    run, task, member = _parts(target)
+    return Call(msg.Results(run, task, member, _page(cursor)), parse)
+
+
 # ---------------------------------------------------------------- blobs
 
 

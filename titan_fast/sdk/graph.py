@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 import msgspec
 
@@ -16,6 +16,9 @@ from titan_fast.model.scripts import check_isolation, check_preload
 from titan_fast.model.spec import DEFAULT_GRACE, Affinity, GraphSpec, Retry, TaskSpec, Work
 from titan_fast.model.units import parse_duration
 
+if TYPE_CHECKING:
+    from titan_fast.sdk.handles import RunHandle
+
 Duration = float | str
 """Seconds, or a text like ``90s``, ``1h30m``, ``PT5M``."""
 
@@ -23,14 +26,34 @@ Duration = float | str
 class Task:
     """A task of a graph being built: name it in ``needs`` of others."""
 
-    def __init__(self, graph: Graph, spec: TaskSpec, matrix: Matrix | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        spec: TaskSpec,
+        matrix: Matrix | None = None,
+        *,
+        function: bytes | None = None,
+        payload: bytes = b"",
+    ) -> None:
         self.graph = graph
         self.spec = spec
         self.matrix = matrix
+        self.function = function
+        """Pickled; None: it is a command."""
+        self.payload = payload
+        """Of a function: its arguments."""
 
     @property
     def name(self) -> str:
         return self.spec.name
+
+    def result(self, run: RunHandle, timeout: float | None = None) -> Any:
+        """What it gave in a run; see `TaskHandle.result`. Of an array the list of all results."""
+        handle = run[self.name]
+        return handle.results(timeout) if self.spec.array else handle.result(timeout)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} stands for a result as an argument of Graph.call, and nowhere else")
 
     def __repr__(self) -> str:
         return f"<Task {self.spec.name!r} of {self.graph.name!r}>"
@@ -50,6 +73,8 @@ class Graph:
         self.project = None if project is None else Path(project)
         self.env = dict(env or {})
         self.tasks: dict[str, Task] = {}
+        self._numbered: dict[str, int] = {}
+        """Names of functions, and the number that was given last."""
         if self.project is not None and not self.project.is_dir():
             raise InvalidGraph(f"the project folder {self.project} is not there", field="project")
 
@@ -124,6 +149,139 @@ class Graph:
             raise InvalidGraph(f"task '{name}': retries cannot be negative")
         task = self.tasks[name] = Task(self, spec, members)
         return task
+
+    def call(
+        self,
+        function: Callable[..., object],
+        /,
+        *args: object,
+        name: str | None = None,
+        needs: Iterable[Task | str] = (),
+        requires: Iterable[str] = (),
+        priority: int = 1,
+        affinity: bool | str | Affinity | None = None,
+        delay: Duration = 0,
+        timeout: Duration = 0,
+        grace: Duration = DEFAULT_GRACE,
+        retries: int = 0,
+        retry: Retry | None = None,
+        env: Mapping[str, str] | None = None,
+        **kwargs: object,
+    ) -> Task:
+        """Add a task that calls a Python function on a worker; what it returns is its result.
+
+        A task among the arguments, however deep inside of them, is replaced by its result and needed: a function's by
+        what it returned, a map's by the list of that, a command's by the text that it wrote to TITAN_RESULT. With a
+        project, its folder is where modules are found and the current directory.
+
+        Args:
+            name: default: the function's, with ``-2``, ``-3``, … when that is taken.
+            needs: further tasks that must be done before.
+            args, kwargs: the function's arguments; those named like one of the parameters here need a
+                `functools.partial`.
+
+        The others are those of `task`.
+
+        Raises:
+            InvalidGraph: names the task and what is wrong with it; a function or an argument cannot be pickled.
+        """
+        from titan_fast.sdk import functions
+
+        name = self._free_name(name, function)
+        parents = _Parents(self, name)
+        payload = functions.pickled_call(name, args, kwargs, parents.stand_in)
+        options = _Options(requires, priority, affinity, delay, timeout, grace, retries, retry, env)
+        return self._add_function(name, function, 1, False, payload, parents, needs, options)
+
+    def map(
+        self,
+        function: Callable[..., object],
+        items: Iterable[object],
+        /,
+        *,
+        name: str | None = None,
+        needs: Iterable[Task | str] = (),
+        requires: Iterable[str] = (),
+        priority: int = 1,
+        affinity: bool | str | Affinity | None = None,
+        delay: Duration = 0,
+        timeout: Duration = 0,
+        grace: Duration = DEFAULT_GRACE,
+        retries: int = 0,
+        retry: Retry | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Task:
+        """Add an array of tasks that call a Python function, each with one of the items; otherwise as `call`.
+
+        Raises:
+            InvalidGraph: as `call`; there are no items.
+        """
+        from titan_fast.sdk import functions
+
+        name = self._free_name(name, function)
+        parents = _Parents(self, name)
+        count, payload = functions.pickled_items(name, items, parents.stand_in)
+        options = _Options(requires, priority, affinity, delay, timeout, grace, retries, retry, env)
+        return self._add_function(name, function, count, True, payload, parents, needs, options)
+
+    def _add_function(
+        self,
+        name: str,
+        function: Callable[..., object],
+        count: int,
+        array: bool,
+        payload: bytes,
+        arguments: _Parents,
+        needs: Iterable[Task | str],
+        options: _Options,
+    ) -> Task:
+        from titan_fast.sdk import functions
+
+        if not callable(function):
+            raise InvalidGraph(f"task '{name}': {function!r} cannot be called")
+        parents = tuple(dict.fromkeys((*arguments.names, *(self._parent(name, parent) for parent in needs))))
+        pickled = functions.pickled_function(name, function, self.project is not None)
+        work = Work(
+            function=0,
+            arguments=tuple(arguments.names),
+            env={str(key): str(value) for key, value in (options.env or {}).items()},
+            timeout=_seconds(name, "timeout", options.timeout),
+            grace=_seconds(name, "grace", options.grace),
+        )
+        _check_references(name, work, None)
+        spec = TaskSpec(
+            name=name,
+            work=work,
+            needs=parents,
+            requires=_capabilities(name, options.requires),
+            priority=int(options.priority),
+            delay=_seconds(name, "delay", options.delay),
+            retry=options.retry if options.retry is not None else Retry(max=options.retries),
+            affinity=_affinity(name, options.affinity, bool(parents)),
+            count=count,
+            array=array,
+        )
+        if spec.retry.max < 0:
+            raise InvalidGraph(f"task '{name}': retries cannot be negative")
+        task = self.tasks[name] = Task(self, spec, function=pickled, payload=payload)
+        return task
+
+    def _free_name(self, name: str | None, function: Callable[..., object]) -> str:
+        if name is not None:
+            _checked(check_name, name)
+            if name in self.tasks:
+                raise InvalidGraph(f"task '{name}' is there already")
+            return name
+        from titan_fast.sdk import functions
+
+        base = _checked(check_name, functions.name_of(function))
+        number = self._numbered.get(base, 1)
+        free = base if number == 1 else f"{base}-{number}"
+        while free in self.tasks:
+            number += 1
+            free = f"{base}-{number}"
+        self._numbered[base] = number
+        return free
 
     def _parent(self, name: str, parent: Task | str) -> str:
         if isinstance(parent, Task):
@@ -204,11 +362,20 @@ class Graph:
             raise InvalidGraph(f"task '{name}': there is no file {self.project / file}")
 
     def to_spec(self) -> tuple[GraphSpec, tuple[bytes, ...]]:
-        """What travels to the master, without the project's address, and the arrays' payloads."""
+        """What travels to the master, without the project's address, and the attachments: payloads and functions."""
         payloads: list[bytes] = []
+        functions: dict[bytes, int] = {}
+        """Each once, however many tasks call it."""
         specs = []
         for task in self.tasks.values():
             spec = task.spec
+            if task.function is not None:
+                if task.function not in functions:
+                    functions[task.function] = len(payloads)
+                    payloads.append(task.function)
+                work = msgspec.structs.replace(spec.work, function=functions[task.function])
+                spec = msgspec.structs.replace(spec, work=work, payload=len(payloads))
+                payloads.append(task.payload)
             if task.matrix is not None:
                 spec = msgspec.structs.replace(spec, payload=len(payloads))
                 payloads.append(task.matrix.to_payload())
@@ -234,6 +401,38 @@ def _with_isolation(name: str, work: Work, isolation: str | None, preload: Itera
     except ValueError as error:
         raise InvalidGraph(f"task '{name}': {field}: {error}") from None
     return msgspec.structs.replace(work, isolation=isolation or "warm", preload=modules)
+
+
+class _Options(NamedTuple):
+    """What `Graph.call` and `Graph.map` take beside the function."""
+
+    requires: Iterable[str]
+    priority: int
+    affinity: bool | str | Affinity | None
+    delay: Duration
+    timeout: Duration
+    grace: Duration
+    retries: int
+    retry: Retry | None
+    env: Mapping[str, str] | None
+
+
+class _Parents:
+    """The tasks that stand among the arguments of one, in the order in which they were found."""
+
+    def __init__(self, graph: Graph, name: str) -> None:
+        self.names: dict[str, int] = {}
+        self._graph = graph
+        self._name = name
+
+    def stand_in(self, item: object) -> tuple[int, bool, bool] | None:
+        """(place, its result is a pickle, it is an array) of a task; None for anything else."""
+        if not isinstance(item, Task):
+            return None
+        if item.graph is not self._graph:
+            raise InvalidGraph(f"task '{self._name}' needs {item!r}, which is in another graph")
+        place = self.names.setdefault(item.name, len(self.names))
+        return place, item.function is not None, item.spec.array
 
 
 def _seconds(name: str, field: str, value: Duration) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from titan_fast.errors import RunFailed, WaitTimedOut
+from titan_fast._layout import RESULT_PREFIX
+from titan_fast.errors import InvalidUsage, RunFailed, TaskFailed, WaitTimedOut
 from titan_fast.ids import TaskId
 from titan_fast.protocol import messages as msg
-from titan_fast.sdk import calls
+from titan_fast.sdk import blobs, calls
 
 if TYPE_CHECKING:
     from titan_fast.sdk.client import Client
@@ -88,6 +89,49 @@ class TaskHandle(_Handle):
     def wait(self, timeout: float | None = None) -> msg.Update:
         """Until it is final. Raises RunFailed when that is not COMPLETED, WaitTimedOut."""
         return check_done(self.outcome(timeout), self.target)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """What a function returned, or the text that a command wrote to TITAN_RESULT; waits until it is there.
+
+        Raises:
+            TaskFailed: it did not complete. Of a function that raised an exception that is the cause.
+            InvalidUsage: this is an array: see `results`, or name a member.
+            WaitTimedOut: it is not final yet; it goes on.
+        """
+        self._last(timeout)
+        given = self._call(calls.results(self.target))
+        if len(given.parts) != 1:
+            raise InvalidUsage(
+                f"{self.target} has {len(given.parts) if not given.next else 'many'} members",
+                hint="use .results(), or name one of them as in run['square'][417].result()",
+            )
+        return self._values(given)[0]
+
+    def results(self, timeout: float | None = None) -> list[Any]:
+        """The results of all members in order, as `result` gives them. Raises as that, for the first that failed."""
+        self._last(timeout)
+        values: list[Any] = []
+        for given in self._client.pages(lambda cursor: calls.results(self.target, cursor), self._history):
+            values += self._values(given)
+        return values
+
+    def _values(self, given: calls.Given) -> list[Any]:
+        from titan_fast.sdk import functions  # it brings a library along that is not small
+
+        for place, name, state, reason in given.missing:
+            traceback, error = functions.raised(given.parts[place])
+            raise TaskFailed(f"{self.target.run}/{name}", state, reason, traceback) from error
+        if not given.pickled:
+            return [part.decode("utf-8", "replace").strip() for part in given.parts]
+        return [functions.returned(self._whole(part)) for part in given.parts]
+
+    def _whole(self, part: bytes) -> bytes:
+        """A result, also when it is too large to be told in one piece."""
+        if not part.startswith(RESULT_PREFIX.encode()):
+            return part
+        digest = part.decode()[len(RESULT_PREFIX) :]
+        size = self._client.call(calls.blob_size(digest))
+        return b"".join(blobs.read(self._client, digest, size))
 
     def logs(self, attempt: int = 0) -> str:
         """The output of its newest attempt (or of the given one), as far as it is kept."""

@@ -57,13 +57,14 @@ def task() -> ThisTask:
         raise InvalidUsage(f"TITAN_RUN_ID and TITAN_ATTEMPT are numbers ({error})") from None
 
 
-@functools.cache
-def _client() -> Client:
+@functools.lru_cache(1)
+def _client(fence: str) -> Client:
+    """One for each attempt: a process may run the functions of many, one after the other."""
     return Client()
 
 
 def __getattr__(name: str) -> Any:
     """`kv` and `artifacts` on first use: importing this connects to nothing and reads no settings."""
     if name in ("kv", "artifacts"):
-        return getattr(_client(), name)
+        return getattr(_client(os.environ.get("TITAN_FENCE", "")), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,28 +11,37 @@ import errno
 import logging
 import os
 import signal
+import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 
-from titan_fast._layout import RESULT_IS_FILE
+from titan_fast._layout import LAYOUTS, RESULT, RESULT_IS_FILE
 from titan_fast.config import WorkerSettings, capabilities
 from titan_fast.errors import ConnectionLost, TitanError
 from titan_fast.ids import FENCE_SEQUENCE_BITS, Ending, TaskId, format_fence
 from titan_fast.protocol import messages as msg
-from titan_fast.protocol.connection import Incoming, send, send_hot
+from titan_fast.protocol.connection import Incoming, send, send_hot, send_packed
 from titan_fast.protocol.opcodes import Op
-from titan_fast.worker.command import build_environment, inherit, resolve_command, with_own_programs
+from titan_fast.worker.command import (
+    build_environment,
+    function_environment,
+    inherit,
+    resolve_command,
+    with_own_programs,
+)
 from titan_fast.worker.door import Door, NoDoor
 from titan_fast.worker.executors.base import Attempt, Left, Outcome
+from titan_fast.worker.executors.functions import Death, Function, Kind, take_over_gap
+from titan_fast.worker.executors.functions import Ended as EndedFunctions
 from titan_fast.worker.journal import Begun, Ended, Past
 from titan_fast.worker.link import Link
 from titan_fast.worker.machine import Machine, ThisMachine
 from titan_fast.worker.output import OUTPUT_NAME
-from titan_fast.worker.results import Uploads
-from titan_fast.worker.slots import Slots, Start, Stretch
+from titan_fast.worker.results import Downloads, Uploads
+from titan_fast.worker.slots import Slots, Start, Stretch, each
 from titan_fast.worker.workspace import NO_ROOM
 
 log = logging.getLogger("titan_fast.worker")
@@ -46,6 +55,8 @@ ROOM_INTERVAL = 1.0
 LAST_WORDS = 2.0
 """Seconds that a stopping agent waits for the acknowledgement of its results."""
 EVERYTHING = 1 << 63
+ENDINGS = tuple(Ending)
+_RECORD = struct.Struct(">" + "".join(code for _, code in LAYOUTS[RESULT][1]))
 
 
 class _Unacknowledged(msgspec.Struct):
@@ -112,11 +123,19 @@ class Agent:
         self._capabilities = capabilities(settings.caps)
         self._link = Link(addresses, find_token, self, self._machine.random)
         self._executor = self._machine.executor(self)
+        self._functions = self._machine.functions(self, self._slots.slots)
         self._shipper = self._machine.shipper(self._emit)
         self._copies = self._machine.copies(self._link.send)
         self._uploads = Uploads(self._link.send)
+        self._downloads = Downloads(self._link.send)
+        self._downloading: set[asyncio.Task[None]] = set()
         self._inherited = with_own_programs(inherit(self._machine.environ, settings.environment))
         self._specs: dict[tuple[int, int], msg.Spec] = {}
+        self._described: dict[tuple[int, int], Function] = {}
+        """Those of them that are functions."""
+        self._functions_seen = 0
+        self._long: set[int] = set()
+        """Attempts of functions whose start was told."""
         self._wrote: dict[int, _Wrote] = {}
         """Attempts whose output may still be on its way."""
         self._preparing: dict[int, asyncio.Task[None]] = {}
@@ -131,8 +150,9 @@ class Agent:
         """Bytes of those that are not held back."""
         self._started: list[tuple[int, ...]] = []
         self._to_send: list[_Unacknowledged] = []
-        self._sent: deque[tuple[int, list[int]]] = deque()
-        """RESULT frames of this session: their sequence, and the fences in them."""
+        self._functions_to_send: list[EndedFunctions] = []
+        self._sent: deque[tuple[int, list[int], list[EndedFunctions]]] = deque()
+        """RESULT frames of this session: their sequence, and the fences in them, or the records."""
         self._sequence = 0
         self._flushing = False
         self._was_attached = False
@@ -210,16 +230,20 @@ class Agent:
                 link.result()
             else:
                 # First end what still runs and report it: a goodbye means that nothing does.
-                if self._slots.running:
-                    log.warning("ending %d attempts that still run", len(self._slots.running))
+                if self._slots.used:
+                    log.warning("ending %d attempts that still run", self._slots.used)
                 await self._executor.close(0.5)
+                await self._functions.close(0.5)
                 await self._leave()
         finally:
             link.cancel()
             stop.cancel()
             await self._executor.close(0.5)
+            await self._functions.close(0.5)
             for bringing in self._bringing.values():
                 bringing.task.cancel()
+            for download in self._downloading:
+                download.cancel()
             self._shipper.close()
             await self._door.close()
             await self._link.close()
@@ -235,7 +259,7 @@ class Agent:
         self._is_stopping = True
         log.info(
             "draining: takes nothing new, %d attempts have %g s to finish",
-            len(self._slots.running) + len(self._bringing),
+            self._slots.used + len(self._bringing),
             self._settings.drain,
         )
         self._link.send(send(msg.Goodbye(empty=False)))
@@ -244,6 +268,7 @@ class Agent:
         asyncio.get_running_loop().call_later(self._settings.drain, self._idle.set)
 
     def _give_back_waiting(self) -> None:
+        self._slots.put_back(self._functions.take_back(0, EVERYTHING))
         for start in self._slots.withdraw(0, EVERYTHING):
             self._give_back(start, Ending.RECALLED)
 
@@ -255,12 +280,12 @@ class Agent:
         """Say what is left to say, wait a moment for its acknowledgement, say goodbye. Unacknowledged there is no
         goodbye: the results are in the journal, and the next agent tells them."""
         self._flush()
-        if self._link.is_attached and self._unacknowledged:
+        if self._link.is_attached and (self._unacknowledged or self._sent):
             self._acknowledged.clear()
             acknowledged = asyncio.create_task(self._acknowledged.wait())
             await asyncio.wait([acknowledged], timeout=LAST_WORDS)
             acknowledged.cancel()
-        if not self._unacknowledged and not self._bringing:
+        if not self._unacknowledged and not self._sent and not self._bringing:
             self._link.send(send(msg.Goodbye(empty=True)))
 
     # ------------------------------------------------------------ the link's side
@@ -282,7 +307,12 @@ class Agent:
     def _disown(self, epoch: int) -> bool:
         """End and forget whatever was assigned in an epoch. Returns whether something has still to end."""
         first = epoch << FENCE_SEQUENCE_BITS
+        self._slots.put_back(self._functions.take_back(first, 1 << FENCE_SEQUENCE_BITS))
         self._slots.withdraw(first, 1 << FENCE_SEQUENCE_BITS)
+        for start, _ in list(self._functions.held()):
+            if start.fence >> FENCE_SEQUENCE_BITS == epoch:
+                self._disowned[start.fence] = None
+                self._functions.kill(start.fence, 0.0)
         for fence in [fence for fence in self._bringing if fence >> FENCE_SEQUENCE_BITS == epoch]:
             self._stop_bringing(fence)
         self._drop([fence for fence in self._unacknowledged if fence >> FENCE_SEQUENCE_BITS == epoch])
@@ -297,11 +327,13 @@ class Agent:
         return bool(self._disowned)
 
     def inventory(self, connection: int) -> msg.Attach:
+        self._functions.harvest()
         held = [
             _item(start, 1, self._wrote[fence].started if fence in self._wrote else 0)
             for fence, start in self._slots.running.items()
         ]
         held += [_item(item.start, 1, item.ended.started) for item in self._bringing.values()]
+        held += [_item(start, int(since > 0), since) for start, since in self._functions.held()]
         held += [_item(start, 0, 0) for start in self._slots.waiting()]
         for item in self._unacknowledged.values():
             item.is_told = True
@@ -344,6 +376,7 @@ class Agent:
             self._link.send(send(msg.Goodbye(empty=False)))
         self._copies.ask_again()
         self._uploads.ask_again()
+        self._downloads.ask_again()
         self._on_attached()
         self._start_next()
 
@@ -382,11 +415,13 @@ class Agent:
         held = [*self._slots.running.values(), *self._slots.waiting()]
         held += [item.start for item in self._bringing.values()]
         held += [item.start for item in self._unacknowledged.values()]
+        held += [start for start, _ in self._functions.held()]
         kept = {start.run for start in held if start.fence not in killed}
         for run in self._files.runs():
             if run not in kept:
                 self._copies.forget(run)
         self._specs = {key: spec for key, spec in self._specs.items() if key[0] in kept}
+        self._described = {key: function for key, function in self._described.items() if key[0] in kept}
         self._files.remember_history(self._history)
 
     def _ship_again(self) -> None:
@@ -404,7 +439,14 @@ class Agent:
         self._door.hang_up()
         self._shipper.pause()
         self._to_send = []
+        told = [ended for _, _, functions in self._sent for ended in functions]
+        told += self._functions_to_send
+        self._functions_to_send = []
         self._sent.clear()
+        for ended in told:  # nobody knows whether it was heard: the next inventory names them one by one
+            self._unacknowledged_size -= _size(ended)
+            for start, each_ended, result in _each(ended):
+                self._keep(_Unacknowledged(start, each_ended, result))
 
     def received(self, incoming: Incoming) -> None:
         """Raises TitanError for what has no place here; the link starts over then."""
@@ -413,6 +455,9 @@ class Agent:
                 spec = incoming.message
                 assert isinstance(spec, msg.Spec)
                 self._specs[spec.run, spec.spec] = spec
+                self._described.pop((spec.run, spec.spec), None)
+                if spec.work.is_function and not spec.problem:
+                    self._describe(spec, incoming.attachments)
             case Op.ASSIGN:
                 self._assign(incoming)
             case Op.RECALL:
@@ -421,6 +466,7 @@ class Agent:
                 for fence, grace in zip(incoming.columns[2], incoming.columns[3], strict=True):
                     self._decided(fence)
                     self._kill(fence, grace / 1000)
+                self._start_next()
             case Op.ACK:
                 self._acknowledge(incoming.sequence)
             case Op.VERDICT:
@@ -432,6 +478,7 @@ class Agent:
             case Op.BLOB_PIECE | Op.BLOB_HELD | Op.ERROR:
                 self._copies.answered(incoming)
                 self._uploads.answered(incoming)
+                self._downloads.answered(incoming)
 
     def _judge_again(self, verdict: msg.VerdictMessage) -> None:
         """About what was to be held back; what has been sent meanwhile cannot be."""
@@ -439,7 +486,7 @@ class Agent:
         self._start_next()
 
     def pulse(self) -> tuple[int, int, float, int]:
-        return len(self._slots.running), self._slots.queued, *self._machine.pulse()
+        return self._slots.used, self._slots.queued, *self._machine.pulse()
 
     # ------------------------------------------------------------ assignments
 
@@ -459,11 +506,21 @@ class Agent:
             not self._is_stopping
             and not self._is_full
             and self._unacknowledged_size < self._settings.unacknowledged
-            and (start := self._slots.next_start()) is not None
+            and (head := self._slots.head) is not None
         ):
+            function = self._described.get((head.run, head.spec))
+            if function is not None and (not function.kind.project or self._copies.is_ready(head.run)):
+                if not self._feed(function):
+                    return
+                continue
+            start = self._slots.next_start()
+            if start is None:
+                return
             spec = self._specs.get((start.run, start.spec))
             if spec is None:
                 self._not_started(start, "the master sent no description of this task")
+            elif spec.problem:
+                self._not_started(start, spec.problem)
             elif self._copies.is_ready(spec.run):
                 self._start(start, spec)
             else:
@@ -475,8 +532,132 @@ class Agent:
         del self._preparing[start.fence]
         if problem:
             self._not_started(start, problem, 0 if self._files.has_room() else errno.ENOSPC)
+        elif spec.work.is_function:  # a lane takes it, as the others that waited for the copy
+            self._slots.ended(start.fence)
+            self._slots.put_back([_alone(start)])
+            self._start_next()
         else:
             self._start(start, spec)
+
+    # ------------------------------------------------------------ functions
+
+    def _describe(self, spec: msg.Spec, parts: tuple[bytes, ...]) -> None:
+        """A spec that is a function. Its processes are those of the same environment and project."""
+        self._functions_seen += 1
+        environment = function_environment(
+            self._inherited,
+            graph_env=spec.env,
+            work=spec.work,
+            worker=self._machine.name,
+            worker_id=self._files.worker_id,
+        )
+        project = self._files.place_of_run(spec.run) if spec.project else ""
+        self._described[spec.run, spec.spec] = Function(
+            self._functions_seen,
+            spec.run,
+            spec.spec,
+            spec.name,
+            spec.first,
+            spec.array,
+            parts[0],
+            parts[1:],
+            spec.work.timeout,
+            spec.work.grace,
+            Kind(tuple(sorted(environment.items())), project),
+        )
+
+    def _feed(self, function: Function) -> bool:
+        """Give a lane what is next; False when none takes it now."""
+        slots = self._slots
+        free = max(0, slots.slots - slots.used)
+        most = -(-slots.queued // (free or slots.slots))
+        try:
+            taken = self._functions.feed(function, free > 0, most, slots.cut)
+        except (TitanError, OSError) as error:
+            (start,) = each(slots.cut(1))
+            slots.running[start.fence] = start
+            self._not_started(start, str(error), getattr(error, "errno", 0) or 0)
+            return True
+        if taken:
+            slots.lanes += 1
+        return taken is not None
+
+    def functions_started(self, rows: list[tuple[int, ...]], outputs: list[tuple[int, str]]) -> None:
+        for run, index, _generation, fence, _pid, began in rows:
+            self._wrote[fence] = _Wrote(run, index, began)
+            self._long.add(fence)
+        for fence, path in outputs:
+            self._shipper.add(fence, path)
+        self._started += rows
+        self._flush_soon()
+
+    def functions_ended(self, ended: EndedFunctions) -> None:
+        """Mostly they are passed on as they are. One by one only when something has to be known of each."""
+        for function in ended.alone:
+            self._forget_description(function)
+        if ended.is_special or self._long or self._held or self._disowned or not self._link.is_attached:
+            for start, each_ended, result in _each(ended):
+                self._function_over(start, each_ended, result)
+            return
+        self._functions_to_send.append(ended)
+        self._unacknowledged_size += _size(ended)
+        self._flush_soon()
+
+    def _forget_description(self, function: Function | None) -> None:
+        """Of a task that is no array: another attempt comes with another one, and its arguments may be large."""
+        if function is not None and not function.is_array:
+            key = function.run, function.spec
+            if self._described.get(key) is function:
+                del self._described[key], self._specs[key]
+
+    def function_died(self, death: Death) -> None:
+        start, took = death.start, int(death.duration * 1e6)
+        self._forget_description(self._described.get((start.run, start.spec)))
+        result = death.note.encode()
+        ended = Ended(start.fence, death.ending, death.code, int(death.began * 1e6), took, death.output_size, "")
+        self._function_over(start, ended, result)
+
+    def _function_over(self, start: Start, ended: Ended, result: bytes) -> None:
+        fence = start.fence
+        self._door.dismiss(fence)
+        if fence in self._long:
+            self._long.discard(fence)
+            self._shipper.forget(fence)
+            take_over_gap(self._files.attempt_dir(fence, make=False))
+        if ended.output_size:
+            self._wrote.setdefault(fence, _Wrote(start.run, start.index, ended.started))
+            self._shipper.add(fence, self._output_path(fence))
+        if ended.is_file:
+            self._bring(start, ended)
+        else:
+            self._over(start, ended, result)
+
+    def functions_unrun(self, stretches: list[Stretch]) -> None:
+        self._slots.put_back(stretches)
+        if self._is_stopping:
+            self._give_back_waiting()
+        self._start_next()
+
+    def lane_freed(self) -> None:
+        self._slots.lanes -= 1
+        self._check_idle()
+        self._start_next()
+
+    def lane_has_room(self) -> None:
+        self._start_next()
+
+    def door_of(self, fence: int) -> dict[str, str]:
+        return self._door.admit(fence)
+
+    def fetch_file(self, digest: str, path: str, done: Callable[[str], None]) -> None:
+        async def bring() -> None:
+            done(await self._downloads.bring(digest, path))
+
+        task = asyncio.create_task(bring())
+        self._downloading.add(task)
+        task.add_done_callback(self._downloading.discard)
+
+    # ------------------------------------------------------------ processes
 
     def _start(self, start: Start, spec: msg.Spec) -> None:
         member = start.index - spec.first
@@ -534,10 +715,13 @@ class Agent:
 
     def _recall(self, incoming: Incoming) -> None:
         for fence, count in zip(incoming.columns[3], incoming.columns[2], strict=True):
+            self._slots.put_back(self._functions.take_back(fence, count))
             for start in self._slots.withdraw(fence, count):
                 self._give_back(start, Ending.RECALLED)
+        self._start_next()
 
     def _kill(self, fence: int, grace: float) -> None:
+        self._slots.put_back(self._functions.take_back(fence, 1))
         unstarted = self._slots.withdraw(fence, 1)
         if fence in self._preparing:
             self._preparing.pop(fence).cancel()
@@ -549,6 +733,7 @@ class Agent:
             self._stop_bringing(fence)
         elif not unstarted:
             self._executor.kill(fence, grace)
+            self._functions.kill(fence, grace)
 
     def _give_back(self, start: Start, ending: Ending) -> None:
         self._result(start, Ended(start.fence, ending, 0, 0, 0, 0, ""))
@@ -556,6 +741,9 @@ class Agent:
     def _forget(self, run: int) -> None:
         for key in [key for key in self._specs if key[0] == run]:
             del self._specs[key]
+            function = self._described.pop(key, None)
+            if function is not None and function.kind.project:
+                self._functions.forget(function.kind.project)
         self._copies.forget(run)
 
     # ------------------------------------------------------------ a full disk
@@ -619,12 +807,12 @@ class Agent:
             self._over(start, ended)
         self._start_next()
 
-    def _over(self, start: Start, ended: Ended) -> None:
+    def _over(self, start: Start, ended: Ended, result: bytes | None = None) -> None:
         """An attempt's output is complete, and its end can be told."""
         fence = start.fence
         if (wrote := self._wrote.get(fence)) is not None:
             wrote.total = ended.output_size
-        self._result(start, ended)
+        self._result(start, ended, result)
         if fence in self._disowned:
             del self._disowned[fence]
             self._drop([fence])
@@ -657,11 +845,15 @@ class Agent:
         bringing.task.cancel()
         self._over(bringing.start, msgspec.structs.replace(bringing.ended, ending=Ending.KILLED, is_file=False))
 
-    def _result(self, start: Start, ended: Ended) -> None:
-        self._journal.ended(ended)
-        item = _Unacknowledged(start, ended, ended.result.encode())
-        self._unacknowledged[start.fence] = item
+    def _keep(self, item: _Unacknowledged) -> None:
+        self._unacknowledged[item.start.fence] = item
         self._unacknowledged_size += item.size
+
+    def _result(self, start: Start, ended: Ended, result: bytes | None = None) -> None:
+        """``result``: what a function gave; what others wrote stands in ``ended``, which the journal keeps."""
+        self._journal.ended(ended)
+        item = _Unacknowledged(start, ended, ended.result.encode() if result is None else result)
+        self._keep(item)
         if start.fence in self._held:
             self._hold(item, True)
         else:
@@ -681,7 +873,7 @@ class Agent:
         """What started and ended in this turn, in as few frames as it takes. Without a session it waits for one."""
         if not self._link.is_attached:
             return
-        rows = [row for row in self._started if row[3] in self._slots.running or row[3] in self._bringing]
+        rows = [row for row in self._started if self._is_running(row[3])]
         self._started.clear()
         if rows:
             self._link.send(send_hot(Op.STARTED, 0, list(zip(*rows, strict=True))))
@@ -693,14 +885,33 @@ class Agent:
             self._sequence += 1
             columns = list(zip(*map(_row, batch), strict=True))
             frame = send_hot(Op.RESULT, self._sequence, columns, b"".join(item.result for item in batch))
-            self._sent.append((self._sequence, [item.start.fence for item in batch]))
+            self._sent.append((self._sequence, [item.start.fence for item in batch], []))
             self._link.send(frame)
+        self._flush_functions()
+
+    def _flush_functions(self) -> None:
+        ended, self._functions_to_send = self._functions_to_send, []
+        while ended:
+            count = _fitting_functions(ended)
+            batch, ended = ended[:count], ended[count:]
+            self._sequence += 1
+            records = b"".join(of.records for of in batch)
+            tail = b"".join(of.tail for of in batch)
+            self._link.send(send_packed(Op.RESULT, self._sequence, sum(of.count for of in batch), records, tail))
+            self._sent.append((self._sequence, [], batch))
+
+    def _is_running(self, fence: int) -> bool:
+        if fence in self._slots.running or fence in self._bringing:
+            return True
+        return any(start.fence == fence for start, since in self._functions.held() if since)
 
     def _acknowledge(self, sequence: int) -> None:
         """Every frame up to this one has done its work."""
         done: list[int] = []
         while self._sent and self._sent[0][0] <= sequence:
-            done += self._sent.popleft()[1]
+            _, fences, functions = self._sent.popleft()
+            done += fences
+            self._unacknowledged_size -= sum(map(_size, functions))
         self._drop(done)
         self._start_next()
 
@@ -717,8 +928,42 @@ class Agent:
             self._shipper.forget(fence)
             self._files.remove_attempt(fence)
         self._journal.forgotten(fences)
-        if not self._unacknowledged:
+        if not self._unacknowledged and not self._sent:
             self._acknowledged.set()
+
+
+def _fitting_functions(ended: list[EndedFunctions]) -> int:
+    """How many of these fit into one frame; at least one."""
+    size = 0
+    for count, of in enumerate(ended):
+        size += _size(of)
+        if size > RESULT_BYTES_PER_FRAME and count:
+            return count
+    return len(ended)
+
+
+def _size(ended: EndedFunctions) -> int:
+    return len(ended.records) + len(ended.tail)
+
+
+def _each(ended: EndedFunctions) -> Iterator[tuple[Start, Ended, bytes]]:
+    """The attempts in these records, one by one."""
+    numbers = [attempt for count, attempt in ended.attempts for _ in range(count)]
+    at = 0
+    for attempt, row in zip(numbers, _RECORD.iter_unpack(ended.records), strict=True):
+        run, index, generation, ending, flags, fence, code, started, duration, output, size = row
+        result = ended.tail[at : at + size]
+        at += size
+        start = Start(run, 0, index, generation, attempt, fence, b"")
+        is_file = bool(flags & RESULT_IS_FILE)
+        yield start, Ended(fence, ENDINGS[ending], code, started, duration, output, "", is_file), result
+
+
+def _alone(start: Start) -> Stretch:
+    """An attempt as it waits."""
+    offsets = bytes(4) + len(start.payload).to_bytes(4, "big")
+    payload = offsets + start.payload
+    return Stretch(start.run, start.spec, start.index, 1, start.generation, start.attempt, start.fence, payload, 1)
 
 
 def _fitting(items: list[_Unacknowledged]) -> int:

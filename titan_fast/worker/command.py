@@ -106,6 +106,16 @@ def build_environment(
     return env
 
 
+def function_environment(
+    base: Mapping[str, str], *, graph_env: Mapping[str, str], work: Work, worker: str, worker_id: str
+) -> dict[str, str]:
+    """The environment of the processes that run a function: what all its attempts have in common.
+
+    What differs between them (TITAN_TASK, …) is put there by the process, when somebody looks.
+    """
+    return {**base, **graph_env, **work.env, "TITAN_WORKER": worker, "TITAN_WORKER_ID": worker_id}
+
+
 def resolve_command(
     work: Work, payload: Mapping[str, Any] | None, workdir: str, results: Mapping[str, str] | None = None
 ) -> tuple[str, ...]:

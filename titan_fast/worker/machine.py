@@ -23,6 +23,8 @@ from titan_fast.worker.command import inherit, with_own_programs
 from titan_fast.worker.door import Door
 from titan_fast.worker.executors.base import Clocks, Executor, Observer, now
 from titan_fast.worker.executors.warm import WarmExecutor
+from titan_fast.worker.executors.functions import Functions, Runner
+from titan_fast.worker.executors.functions import Observer as FunctionObserver
 from titan_fast.worker.exits import Exits
 from titan_fast.worker.journal import Journal, JournalFile, boot_id
 from titan_fast.worker.keeper import KEEPER_PID
@@ -41,6 +43,7 @@ class Files(Protocol):
 
     def remember_history(self, name: str) -> None: ...
     def runs(self) -> list[int]: ...
+    def place_of_run(self, run: int) -> str: ...
     def working_copy(self, run: int) -> str: ...
     def attempt_dir(self, fence: int, make: bool = True) -> str: ...
     def remove_attempt(self, fence: int) -> None: ...
@@ -86,6 +89,7 @@ class Machine(Protocol):
     journal: Journal
 
     def executor(self, observer: Observer) -> Executor: ...
+    def functions(self, observer: FunctionObserver, slots: int) -> Runner: ...
     def shipper(self, emit: Emit) -> Shipping: ...
     def copies(self, send: Callable[[bytes], None]) -> Copies: ...
 
@@ -121,6 +125,11 @@ class ThisMachine:
         inherited = with_own_programs(inherit(self.environ, settings.environment))
         limit = settings.file_limit
         return WarmExecutor(observer, env=inherited, file_limit=limit, recorder=self.journal, exits=self._exits)
+
+    def functions(self, observer: FunctionObserver, slots: int) -> Runner:
+        root = self._workspace.root
+        limit = self._settings.file_limit
+        return Functions(observer, slots, f"{root}/functions", f"{root}/attempts", file_limit=limit)
 
     def shipper(self, emit: Emit) -> Shipping:
         return Shipper(emit, limit=self._settings.output_limit)

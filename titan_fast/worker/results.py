@@ -14,6 +14,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
+from typing import IO
 
 import msgspec
 
@@ -36,6 +37,7 @@ PIECE = 1 << 20
 """Bytes in one frame; heartbeats and other results wait no longer than one of these takes."""
 PAUSE = 3.0
 """Seconds until a master that cannot take a file now is asked again."""
+FIRST_DOWNLOAD = 1 << 30
 FIRST_REQUEST = 1 << 31
 """Request ids below belong to others."""
 _SAFELY = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -135,6 +137,44 @@ class Uploads:
             # that cannot be right ends it.
             self._requests.tell(msg.BlobPut(digest=digest))
             raise
+
+
+class Downloads:
+    """Brings files of the master here: results that are arguments."""
+
+    def __init__(self, send_frame: Callable[[bytes], None]) -> None:
+        self._requests = Requests(send_frame, FIRST_DOWNLOAD)
+
+    def answered(self, incoming: Incoming) -> None:
+        self._requests.answered(incoming)
+
+    def ask_again(self) -> None:
+        """There is a new connection: what was asked on the old one will not be answered."""
+        self._requests.ask_again()
+
+    async def bring(self, digest: str, path: str) -> str:
+        """However long the master is away. Returns what went wrong, empty when nothing did."""
+        try:
+            with _new(path) as file:
+                while True:
+                    data, size = await self._piece(digest, file.tell())
+                    file.write(data)
+                    if not data or file.tell() >= size:
+                        return ""
+        except (TitanError, OSError) as error:
+            return f"the result {digest[:12]}… cannot be brought here: {error}"
+
+    async def _piece(self, digest: str, offset: int) -> tuple[bytes, int]:
+        """(bytes at an offset, size of the whole file); asked again when the connection is cut meanwhile."""
+        while True:
+            with contextlib.suppress(ConnectionLost):
+                piece = await self._requests.ask(msg.BlobGet(digest, offset))
+                assert isinstance(piece.message, msg.BlobPiece)
+                return piece.attachments[0] if piece.attachments else b"", piece.message.size
+
+
+def _new(path: str) -> IO[bytes]:
+    return open(path, "wb")
 
 
 async def _address(fd: int) -> tuple[str, int]:

@@ -58,24 +58,50 @@ class Slots:
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.running: dict[int, Start] = {}
+        self.lanes = 0
+        """Slots of pool processes that have something to do."""
         self._waiting: deque[Stretch] = deque()
+        self.queued = 0
 
     @property
-    def queued(self) -> int:
-        return sum(stretch.count for stretch in self._waiting)
+    def used(self) -> int:
+        return len(self.running) + self.lanes
 
     @property
     def is_empty(self) -> bool:
-        return not self.running and not self._waiting
+        return not self.running and not self.lanes and not self._waiting
+
+    @property
+    def head(self) -> Stretch | None:
+        """What is next."""
+        return self._waiting[0] if self._waiting else None
 
     def assign(self, stretch: Stretch) -> None:
         self._waiting.append(stretch)
+        self.queued += stretch.count
+
+    def cut(self, count: int) -> Stretch:
+        """The first members, at most so many, of what is next, without a slot: whoever asks has one."""
+        head = self._waiting[0]
+        if head.count <= count:
+            self._waiting.popleft()
+        else:
+            self._waiting[0] = head.split(count)
+        self.queued -= head.count
+        return head
+
+    def put_back(self, stretches: list[Stretch]) -> None:
+        """They were cut and have not been run: they are next."""
+        for stretch in reversed(stretches):
+            self._waiting.appendleft(stretch)
+            self.queued += stretch.count
 
     def next_start(self) -> Start | None:
         """The next attempt, when a slot is free; it counts as running from now on."""
-        if len(self.running) >= self.slots or not self._waiting:
+        if self.used >= self.slots or not self._waiting:
             return None
         head = self._waiting[0]
+        self.queued -= 1
         start = Start(
             head.run, head.spec, head.first, head.generation, head.attempt, head.fence, member_payload(head, 0)
         )
@@ -110,16 +136,18 @@ class Slots:
                 kept.append(stretch)
             if rest is not None:
                 kept.append(rest)
-            taken.extend(_each(cut))
+            taken.extend(each(cut))
         self._waiting = kept
+        self.queued -= len(taken)
         return taken
 
     def waiting(self) -> Iterator[Start]:
         for stretch in self._waiting:
-            yield from _each(stretch)
+            yield from each(stretch)
 
 
-def _each(stretch: Stretch) -> Iterator[Start]:
+def each(stretch: Stretch) -> Iterator[Start]:
+    """Its attempts one by one, without their payloads."""
     for at in range(stretch.count):
         yield Start(
             stretch.run,
@@ -143,3 +171,16 @@ def member_payload(stretch: Stretch, at: int) -> bytes:
     start = int.from_bytes(blob[4 * member : 4 * member + 4], "big") - zero
     end = int.from_bytes(blob[4 * member + 4 : 4 * member + 8], "big") - zero
     return blob[base + start : base + end]
+
+
+def payloads(stretch: Stretch) -> bytes:
+    """Those of a stretch, as a lot has them: (count + 1) offsets as stored, then the bytes they cut."""
+    blob = stretch.payload
+    if stretch.count == stretch.members or not blob:
+        return blob
+    base = 4 * (stretch.members + 1)
+    zero = int.from_bytes(blob[:4], "big")
+    offsets = blob[4 * stretch.skipped : 4 * (stretch.skipped + stretch.count + 1)]
+    start = int.from_bytes(offsets[:4], "big") - zero
+    end = int.from_bytes(offsets[-4:], "big") - zero
+    return offsets + blob[base + start : base + end]

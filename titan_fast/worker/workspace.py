@@ -218,6 +218,10 @@ class Workspace:
     def has_working_copy(self, run: int) -> bool:
         return run in self._copies
 
+    def place_of_run(self, run: int) -> str:
+        """Where its working copy is, once it is there."""
+        return f"{self._runs}/{run:d}"
+
     def working_copy(self, run: int, project: str = "") -> str:
         """Where the tasks of a run work; made at first use, which may take long (any thread).
 
@@ -225,7 +229,7 @@ class Workspace:
             ProjectError: the project is not here.
             OSError: it cannot be copied.
         """
-        place = f"{self._runs}/{run:d}"
+        place = self.place_of_run(run)
         if run in self._copies:
             return place
         new = f"{self._runs}/.new-{run:d}-{secrets.token_hex(4)}"

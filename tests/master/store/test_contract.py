@@ -450,6 +450,21 @@ def test_replies_stay_for_a_day_and_an_hour_after_their_run(store: Store, clock:
     assert replies_at(DAY + HOUR + 201) == (None, None)
 
 
+def test_results_of_a_range_are_those_of_the_newest_attempts(store: Store) -> None:
+    store.commit(1, [accepted(1, tasks=2500)])
+    store.commit(1, [ended(1, range(1, 2001), state="PENDING", reason="exit:3", results=[b"no"] * 2000)])
+    store.commit(1, [ended(1, range(1, 2001), attempt=2)])
+    store.commit(1, [ended(1, [5, 1500], state="FAILED", attempt=3, results=[b"a\0b", b""])])
+    store.commit(
+        1, [ended(1, [7], attempt=3, results=[b"newer"]), ended(1, [9], attempt=3, results=[b"x" * 3_000_000])]
+    )
+    found = store.results(1, 3, 2100, "COMPLETED")
+    assert sorted(found) == list(range(3, 2001))
+    assert (found[3], found[7], len(found[9]), found[2000]) == (b"result 3", b"newer", 3_000_000, b"result 2000")
+    assert store.results(1, 0, 2500, "FAILED") == {5: b"a\0b", 1500: b""}
+    assert store.results(1, 2001, 10, "COMPLETED") == store.results(2, 0, 10, "COMPLETED") == {}
+
+
 def test_a_tidied_store_tells_the_same(store: Store) -> None:
     store.commit(1, [accepted(1, tasks=5000), accepted(2)])
     for first in range(0, 5000, 10):

@@ -123,6 +123,10 @@ class Store(Protocol):
     def result(self, run: int, index: int) -> bytes:
         """What the newest COMPLETED attempt of a task gave; empty when there is none."""
 
+    def results(self, run: int, first: int, count: int, state: str) -> dict[int, bytes]:
+        """What the newest attempt with that outcome (COMPLETED or FAILED) left, of each task in a range that has
+        one."""
+
     def run(self, number: int) -> RunRecord | None:
         """Any run, finished or not; None when it is not known (any more)."""
 

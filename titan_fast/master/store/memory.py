@@ -44,6 +44,8 @@ class _Run:
         self.end: RunEnded | None = None
         self.attempts: dict[int, list[AttemptRow]] = {}
         self.results: dict[int, bytes] = {}
+        self.left: dict[int, bytes] = {}
+        """What FAILED attempts left."""
 
     def add(self, fact: AttemptsEnded) -> None:
         self.happened.append(head_of(fact))
@@ -64,6 +66,8 @@ class _Run:
             self.attempts.setdefault(index, []).append(told)
             if told.state == "COMPLETED":
                 self.results[index] = result
+            elif told.state == "FAILED":
+                self.left[index] = result
 
     def head(self) -> RunHead | None:
         return run_head(self.accepted.run, begun(self.accepted), ended(self.end)) if self.end else None
@@ -189,6 +193,13 @@ class MemoryStore:
     def result(self, run: int, index: int) -> bytes:
         known = self._kept.runs.get(run)
         return known.results.get(index, b"") if known else b""
+
+    def results(self, run: int, first: int, count: int, state: str) -> dict[int, bytes]:
+        known = self._kept.runs.get(run)
+        if known is None:
+            return {}
+        found = known.results if state == "COMPLETED" else known.left
+        return {index: found[index] for index in range(first, first + count) if index in found}
 
     def run(self, number: int) -> RunRecord | None:
         known = self._kept.runs.get(number)

@@ -223,6 +223,17 @@ def place_of_result(detail: bytes, index: int) -> tuple[int, int] | None:
     return None
 
 
+def results_in(detail: bytes, body: bytes, first: int, count: int, state: str) -> Iterator[tuple[int, bytes]]:
+    """(task, what an attempt with that outcome left), oldest first, of those tasks of a piece that lie in a range."""
+    columns = _decode_detail(detail)
+    rows = len(columns.index)
+    at, end = 0, first + count
+    for index, became, size in zip(columns.index, _full(columns.state, rows), _full(columns.size, rows), strict=True):
+        if first <= index < end and became == state:
+            yield index, body[at : at + size]
+        at += size
+
+
 def joined(run: int, stored: Iterable[tuple[bytes, bytes]]) -> AttemptsEnded:
     """Pieces of a run, each (detail, body), as one fact again, to be cut into fewer."""
     fact = AttemptsEnded(0.0, run, [], [], [], [], [], [], [], [], [], [], [])

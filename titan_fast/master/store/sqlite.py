@@ -317,6 +317,16 @@ class SqliteStore:
                         return result or b""
         return b""
 
+    def results(self, run: int, first: int, count: int, state: str) -> dict[int, bytes]:
+        with self._readable():
+            sql = f"SELECT detail, body {_PIECES} ORDER BY block, seq, part"
+            found = fetch(self._read, sql, *_range(run, first, count))
+        return {
+            index: result
+            for detail, body in found
+            for index, result in rows.results_in(detail, body or b"", first, count, state)
+        }
+
     def run(self, number: int) -> RunRecord | None:
         with self._snapshot():
             found = fetch(self._read, "SELECT graph FROM runs WHERE number = ?", number)

@@ -397,7 +397,7 @@ def _judge(
             digest = result.decode().removeprefix(RESULT_PREFIX)
             out.fact(ArtifactPublished(state.wall, f"{run.id}/{run.label(index)}", digest, size, run=run.id))
     else:
-        reason = _reason(ending, code, result)
+        reason = _reason(ending, code, result, spec in run.functions)
         failures = run.failures[index] = run.failures.get(index, 0) + 1
         options = run.options_of(spec)
         if is_retryable(options.retry, failures, ending, code):
@@ -420,9 +420,11 @@ def _judge(
     member_is_final(state, run, spec, to, 1, out)
 
 
-def _reason(ending: Ending, code: int, note: bytes) -> str:
+def _reason(ending: Ending, code: int, note: bytes, is_function: bool) -> str:
     if ending is Ending.EXIT:
-        return f"exit:{code}"
+        # A function that raised says what; behind the NUL follows what only clients can read.
+        said = note.partition(b"\0")[0] if is_function else b""
+        return said.decode("utf-8", "replace")[:MAX_NOTE] if said else f"exit:{code}"
     if ending is Ending.SIGNAL:
         return f"signal:{code}"
     if ending is Ending.TIMEOUT:
@@ -669,6 +671,8 @@ def end_run(state: State, run: Run, out: Outbox) -> None:
     out.fact(RunEnded(state.wall, run.id, run.status, run_reason(run), run.started_at, public_counts(counts)))
     out.changed(run.id)
     finished(state, run, out)
+    if run.functions:
+        run.results.clear()  # each may be a MiB; the store has them, and nobody waits for them any more
     if run.visited:
         _keep_copies(state, run.id, run.finished_at, tuple(sorted(run.visited)), out)
 

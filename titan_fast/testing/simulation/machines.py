@@ -18,6 +18,8 @@ from titan_fast.ids import Ending, epoch_of
 from titan_fast.protocol.connection import Incoming
 from titan_fast.testing.simulation.world import Clock, Program, World
 from titan_fast.worker.executors.base import Attempt, Clocks, Exit, Left, Observer, Outcome
+from titan_fast.worker.executors.functions import NoFunctions
+from titan_fast.worker.executors.functions import Observer as FunctionObserver
 from titan_fast.worker.journal import Journal
 from titan_fast.worker.output import Emit
 
@@ -288,6 +290,9 @@ class SimulatedMachine:
     def executor(self, observer: Observer) -> SimulatedExecutor:
         return SimulatedExecutor(self.host, self.program, self.nonce, observer, self.journal)
 
+    def functions(self, observer: FunctionObserver, slots: int) -> NoFunctions:
+        return NoFunctions()
+
     def shipper(self, emit: Emit) -> _Silence:
         return _Silence()
 
@@ -322,8 +327,11 @@ class _Files:
     def runs(self) -> list[int]:
         return []
 
-    def working_copy(self, run: int) -> str:
+    def place_of_run(self, run: int) -> str:
         return f"/runs/{run}"
+
+    def working_copy(self, run: int) -> str:
+        return self.place_of_run(run)
 
     def attempt_dir(self, fence: int, make: bool = True) -> str:
         return f"/attempts/{fence}"
