@@ -6,14 +6,23 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from titan_fast.errors import InvalidUsage, NoMaster, TitanError, WaitTimedOut
 from titan_fast.ids import TaskId
 from titan_fast.protocol import messages as msg
-from titan_fast.sdk import calls
+from titan_fast.sdk import async_data, calls
 from titan_fast.sdk.async_line import AsyncExchange
-from titan_fast.sdk.handles import check_completed, check_done, least_finished, still_going
+from titan_fast.sdk.handles import (
+    address_in,
+    check_completed,
+    check_done,
+    check_given,
+    check_single,
+    least_finished,
+    still_going,
+    value,
+)
 
 if TYPE_CHECKING:
     from titan_fast.sdk.async_client import AsyncClient
@@ -96,6 +105,32 @@ class AsyncTaskHandle(_AsyncHandle):
     async def wait(self, timeout: float | None = None) -> msg.Update:
         """Until it is final. Raises RunFailed when that is not COMPLETED, WaitTimedOut."""
         return check_done(await self.outcome(timeout), self.target)
+
+    async def result(self, timeout: float | None = None) -> Any:
+        """As `TaskHandle.result`."""
+        await self.outcome(timeout)
+        given = await self._call(calls.results(self.target))
+        check_single(given, self.target)
+        return (await self._values(given))[0]
+
+    async def results(self, timeout: float | None = None) -> list[Any]:
+        """As `TaskHandle.results`."""
+        await self.outcome(timeout)
+        values: list[Any] = []
+        async for given in self._client.pages(lambda cursor: calls.results(self.target, cursor), self.history):
+            values += await self._values(given)
+        return values
+
+    async def _values(self, given: calls.Given) -> list[Any]:
+        check_given(given, self.target)
+        return [value(given, await self._whole(given, part)) for part in given.parts]
+
+    async def _whole(self, given: calls.Given, part: bytes) -> bytes:
+        digest = address_in(given, part)
+        if not digest:
+            return part
+        size = await self._client.call(calls.blob_size(digest))
+        return b"".join([piece async for piece in async_data.read(self._client, digest, size)])
 
     async def logs(self, attempt: int = 0) -> str:
         """The output of its newest attempt (or of the given one), as far as it is kept."""

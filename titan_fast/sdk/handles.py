@@ -98,40 +98,29 @@ class TaskHandle(_Handle):
             InvalidUsage: this is an array: see `results`, or name a member.
             WaitTimedOut: it is not final yet; it goes on.
         """
-        self._last(timeout)
+        self.outcome(timeout)
         given = self._call(calls.results(self.target))
-        if len(given.parts) != 1:
-            raise InvalidUsage(
-                f"{self.target} has {len(given.parts) if not given.next else 'many'} members",
-                hint="use .results(), or name one of them as in run['square'][417].result()",
-            )
+        check_single(given, self.target)
         return self._values(given)[0]
 
     def results(self, timeout: float | None = None) -> list[Any]:
         """The results of all members in order, as `result` gives them. Raises as that, for the first that failed."""
-        self._last(timeout)
+        self.outcome(timeout)
         values: list[Any] = []
         for given in self._client.pages(lambda cursor: calls.results(self.target, cursor), self._history):
             values += self._values(given)
         return values
 
     def _values(self, given: calls.Given) -> list[Any]:
-        from titan_fast.sdk import functions  # it brings a library along that is not small
+        check_given(given, self.target)
+        return [value(given, self._whole(given, part)) for part in given.parts]
 
-        for place, name, state, reason in given.missing:
-            traceback, error = functions.raised(given.parts[place])
-            raise TaskFailed(f"{self.target.run}/{name}", state, reason, traceback) from error
-        if not given.pickled:
-            return [part.decode("utf-8", "replace").strip() for part in given.parts]
-        return [functions.returned(self._whole(part)) for part in given.parts]
-
-    def _whole(self, part: bytes) -> bytes:
+    def _whole(self, given: calls.Given, part: bytes) -> bytes:
         """A result, also when it is too large to be told in one piece."""
-        if not part.startswith(RESULT_PREFIX.encode()):
+        digest = address_in(given, part)
+        if not digest:
             return part
-        digest = part.decode()[len(RESULT_PREFIX) :]
-        size = self._client.call(calls.blob_size(digest))
-        return b"".join(blobs.read(self._client, digest, size))
+        return b"".join(blobs.read(self._client, digest, self._client.call(calls.blob_size(digest))))
 
     def logs(self, attempt: int = 0) -> str:
         """The output of its newest attempt (or of the given one), as far as it is kept."""
@@ -205,6 +194,39 @@ def check_done(update: msg.Update, task: TaskId) -> msg.Update:
     if update.task_state not in ("COMPLETED", "SKIPPED"):
         raise RunFailed(_story(update, str(task)))
     return update
+
+
+def check_single(given: calls.Given, task: TaskId) -> None:
+    """Raises InvalidUsage: these are the results of an array."""
+    if len(given.parts) != 1:
+        raise InvalidUsage(
+            f"{task} has {len(given.parts) if not given.next else 'many'} members",
+            hint="use .results(), or name one of them as in run['square'][417].result()",
+        )
+
+
+def check_given(given: calls.Given, task: TaskId) -> None:
+    """Raises TaskFailed for the first that did not complete."""
+    for place, name, state, reason in given.missing:
+        from titan_fast.sdk import functions  # it brings a library along that is not small
+
+        traceback, error = functions.raised(given.parts[place])
+        raise TaskFailed(f"{task.run}/{name}", state, reason, traceback) from error
+
+
+def address_in(given: calls.Given, part: bytes) -> str:
+    """The address of the file that a function's result is, when it is too large to be told; empty: it is here."""
+    prefix = RESULT_PREFIX.encode()
+    return part[len(prefix) :].decode() if given.pickled and part.startswith(prefix) else ""
+
+
+def value(given: calls.Given, part: bytes) -> Any:
+    """What a function returned, or the text that a command wrote."""
+    if not given.pickled:
+        return part.decode("utf-8", "replace").strip()
+    from titan_fast.sdk import functions
+
+    return functions.returned(part)
 
 
 def still_going(what: str, timeout: float | None) -> WaitTimedOut:

@@ -22,9 +22,9 @@ from titan_fast.protocol.connection import Incoming
 from titan_fast.worker.command import inherit, with_own_programs
 from titan_fast.worker.door import Door
 from titan_fast.worker.executors.base import Clocks, Executor, Observer, now
-from titan_fast.worker.executors.warm import WarmExecutor
 from titan_fast.worker.executors.functions import Functions, Runner
 from titan_fast.worker.executors.functions import Observer as FunctionObserver
+from titan_fast.worker.executors.warm import WarmExecutor
 from titan_fast.worker.exits import Exits
 from titan_fast.worker.journal import Journal, JournalFile, boot_id
 from titan_fast.worker.keeper import KEEPER_PID
