@@ -11,8 +11,15 @@ import titan_fast
 
 HOME = Path(titan_fast.__file__).parent
 FILES = sorted(path for part in ("protocol", "master", "worker", "sdk") for path in (HOME / part).rglob("*.py"))
-PICKLES = {"sdk/functions.py", "worker/executors/_pool.py", "worker/executors/functions.py"}
-"""Functions and their results are pickles, for clients and for the processes that run them. No master reads one."""
+PICKLES = {
+    "sdk/functions.py",
+    "worker/executors/_pool.py",
+    "worker/executors/functions.py",
+    "worker/executors/_template.py",
+    "worker/executors/warm.py",
+}
+"""Functions and their results are pickles, for clients and for the processes that run them, and an agent talks to the
+processes it starts in what their language has for that. No master reads any of it."""
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "marshal", "shelve"}
 READERS = {"load", "loads", "decode", "Decoder", "JSONDecoder"}
 
