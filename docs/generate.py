@@ -152,8 +152,8 @@ rest of the body, whose meaning belongs to the opcode. All numbers are unsigned 
 
 A peer gives each request a number of its own choice (a `u32`, not 0), and every answer carries it. Answers come in
 any order, so many requests may be under way at once. Request id 0 means that no answer is expected. An answer has
-the reply flag; it is either the message the tables name, or ERROR. Some requests have many answers (WATCH, LOGS):
-they go on until the one that says `final`.
+the reply flag; it is either the message the tables name, or ERROR. Some requests have many answers (WATCH, LOGS,
+SUBMIT with `watch`): they go on until the one that says `final`.
 
 Messages come in two kinds. A **cold** message is one JSON document, and maybe raw bytes after it. A **hot** message
 is a table of packed records: only workers and masters use those, and a client never meets one.
@@ -253,6 +253,8 @@ nothing. It connects again (to any address of its list, with growing random paus
 * A **question** is asked again. Whoever watches or reads the newest run (run 0) asks for it by its number from the
   first answer on: by now the newest may be another one.
 * **WATCH** is sent again and answers with how things are now.
+* A **SUBMIT that watches** (`watch`) is sent again, as a repeat, while nobody has answered. Who has its ACCEPTED sends
+  WATCH with that number instead.
 * **LOGS** goes on with the `fence` of the last piece and the `offset` behind its last byte; no byte is missing or
   comes twice.
 * A file whose connection ended before its last BLOB_PUT is begun again from its first byte.

@@ -45,7 +45,7 @@ def test_everything_that_can_be_awaited(tmp_path):
             await asyncio.gather(*(one.wait(60) for one in many))
             assert await many[1]["say"].logs() == "said\n"
             long = await client.submit(graph("sleep 100"))
-            seen = [update.state async for update in long.watch(0.5) if await _cancel_when_running(long, update)]
+            seen = [update.state async for update in long.watch(60) if await _cancel_when_running(long, update)]
             assert seen[-1] == "CANCELLED"
             assert [row.id for row in await client.runs(limit=2)] == [long.id, long.id - 1]
             assert [worker.name for worker in await client.workers()] == ["w1"]

@@ -5,6 +5,7 @@ requests do for many of them.
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 
 import pytest
@@ -107,6 +108,10 @@ def test_many_are_carried_out_once_wherever_the_connection_breaks(numbered, clie
     assert sorted(run.wait().run for run in runs) == list(range(1, 11))
     submitted = [asked for asked in numbered.carried_out if isinstance(asked, msg.Submit)]
     assert len(submitted) == 10
+    seen = set()
+    for once in [asked.once for asked in numbered.asked if isinstance(asked, msg.Submit)]:
+        assert once.repeat or once.counter not in seen, "what is sent again says so"
+        seen.add(once.counter)
 
 
 def test_many_are_carried_out_once_over_many_breaks(numbered, client):
@@ -232,6 +237,20 @@ def test_threads_that_share_a_client_submit_at_once(numbered, client):
     for thread in threads:
         thread.join(30)
     assert sorted(got) == list(range(1, 61))
+
+
+def test_a_forked_child_does_not_read_the_answers_of_its_parent(numbered, client):
+    run = client.submit_nowait(graph())
+    child = os.fork()
+    if child == 0:
+        try:
+            run.wait()
+        except InvalidUsage:
+            os._exit(0 if client.run(graph()).id > 0 else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert run.wait().state == "COMPLETED"
 
 
 def test_a_dropped_handle_leaves_nothing_behind(numbered):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -26,8 +26,8 @@ from titan_fast.sdk.graph import Graph
 if TYPE_CHECKING:
     from titan_fast.model.wfformat import Instance
 
-NOTHING: dict[str, Any] = {"run": ["true"]}
-"""What a task that does nothing is."""
+NOTHING = bool
+"""The function of a task that does nothing; every Python has it."""
 WARM_UP = 5
 """Runs before those that count: the first one makes folders and sends its spec."""
 PATIENCE = 10.0
@@ -81,7 +81,7 @@ def latency(
     over. The first few are not counted.
     """
     graph = Graph("bench-latency")
-    graph.task("nothing", **NOTHING)
+    graph.call(NOTHING, name="nothing")
     with _measured(local, slots, CPUS, master, token_file) as (client, _):
         seconds = []
         for _ in range(WARM_UP + count):
@@ -107,7 +107,7 @@ def throughput(
 ) -> int:
     """How many tasks that do nothing a cluster finishes in a second: one array, from submit to outcome."""
     graph = Graph("bench-throughput")
-    graph.task("nothing", matrix={"member": range(count)}, **NOTHING)
+    graph.map(NOTHING, range(count), name="nothing")
     with _measured(local, slots, CPUS, master, token_file) as (client, slots):
         began = time.perf_counter()
         _finish(client, graph)

@@ -52,7 +52,7 @@ class Op(IntEnum):
     SUBMIT = 0x10, "client", "Admit a graph, all or nothing; may ask to be told the outcome (watch)."
     ACCEPTED = 0x11, "master", "Answer to SUBMIT, CANCEL, RETRY, DROP and ARTIFACT_PUBLISH: it is durable."
     WATCH = 0x12, "client", "Tell me how a run or task goes, until it is final."
-    UPDATE = 0x13, "master", "Answer to WATCH; more follow until the run is final."
+    UPDATE = 0x13, "master", "Answer to WATCH, and to SUBMIT with watch; the last one is final."
     LIST = 0x14, "client", "One page of runs, tasks or workers."
     LISTED = 0x15, "master", "Answer to LIST."
     SHOW = 0x16, "client", "One run with a page of its tasks."

@@ -20,7 +20,7 @@ from typing import Any, Generic, NoReturn, Protocol, TypeVar
 import msgspec
 
 from titan_fast import config
-from titan_fast.errors import BadProof, DiskFull, NoMaster, NoSuchRun, Refused, TitanError, WaitTimedOut
+from titan_fast.errors import BadProof, DiskFull, InvalidUsage, NoMaster, NoSuchRun, Refused, TitanError, WaitTimedOut
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming
 from titan_fast.protocol.messages import Message
@@ -338,12 +338,18 @@ class BlockingExchange(Exchange[Wire]):
     def __init__(self, line: Line, errand: Errand) -> None:
         super().__init__(line, errand)
         self._line = line
+        self._pid = os.getpid()
 
     def next(self, deadline: float | None) -> Incoming:
         """The next answer, until ``deadline`` (monotonic seconds); it may be asked for again after WaitTimedOut.
 
         Raises as `Line.stream`.
         """
+        if os.getpid() != self._pid:
+            # Its answers come to the process that asked; what is read here would be missing there.
+            raise InvalidUsage(
+                "this request was made before a fork", hint="take the run's id along: client.run(id) finds it"
+            )
         while True:
             wire, number = self._wire, self._number
             is_connecting = False
