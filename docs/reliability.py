@@ -127,6 +127,47 @@ PROOFS = (
 )
 
 
+class Number(msgspec.Struct, frozen=True):
+    """A row of the second table: a figure with a limit. ``figures``: those of the report that are shown."""
+
+    report: str
+    asked: str
+    figures: tuple[str, ...] = ()
+
+
+NUMBERS = (
+    Number("restart-array", "100,000 tasks of an array pending, all workers alive: assigning within 2 s of the start"),
+    Number("restart-named", "the same, named tasks"),
+    Number("restart-missing", "the same with a worker that does not come back: within the grace and 1 s"),
+    Number(
+        "restart-growth",
+        "a start costs at most linearly more; a million finished members with 1 KB each do not slow it",
+    ),
+    Number(
+        "commit",
+        "a commit beside a loop that never rests takes at most 5 times as long as beside an idle one",
+        tuple(
+            f"{what}, switch interval 0.2 ms, {when}, p50, ms"
+            for what in ("a submit", "1,000 results")
+            for when in ("idle", "busy")
+        ),
+    ),
+    Number(
+        "durable",
+        "tasks that do nothing: at least 80 % of the rate of a master that keeps nothing",
+        (
+            "array tasks per second, durable",
+            "array tasks per second, in memory",
+            "durable against memory",
+            "facts per commit",
+        ),
+    ),
+    Number("memory-arrays", "the master's memory stays flat with retention on (long: a million tasks)"),
+    Number("memory-single-tasks", "the same, runs of one task (long: a million)"),
+    Number("backup", "a backup finishes under full load"),
+)
+
+
 def read_report(name: str, type: type[T]) -> T | None:
     path = REPORTS / f"{name}.json"
     try:
@@ -146,6 +187,25 @@ def figures() -> str:
         lines.append(f"| {' | '.join(cells)} |")
         told += [detail(report) for report in reports if report is not None]
     return "\n\n".join(["\n".join(lines), *told])
+
+
+def numbers() -> str:
+    lines = ["| asked for | shown by | CI | long |", "|---|---|---|---|"]
+    for number in NUMBERS:
+        short, long = read_report(number.report, Report), read_report(f"{number.report}-long", Report)
+        command = next((report.command for report in (short, long) if report is not None), "")
+        cells = (number.asked, f"`{command}`", measured(short, number), measured(long, number))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def measured(report: Report | None, number: Number) -> str:
+    if report is None:
+        return "–"
+    shown = {text: report.figures[text] for text in number.figures} if number.figures else report.figures
+    return ("" if report.passed else "**failed**: ") + "; ".join(
+        f"{text} {value:,.10g}" for text, value in shown.items()
+    )
 
 
 def result(report: Report | None) -> str:
@@ -184,7 +244,7 @@ def write(page: str, name: str, table: str) -> str:
     return f"{head}{begin}\n\n{table}\n\n{end}{tail}"
 
 
-TABLES = {"figures": figures, "broken promises": broken_promises}
+TABLES = {"figures": figures, "numbers": numbers, "broken promises": broken_promises}
 
 
 def main() -> int:
