@@ -70,7 +70,7 @@ class Contenders:
             finally:
                 give_up(process)
         if process.returncode:
-            return {"failed": f"{last_line(log)} ({log})"}
+            return {"failed": f"{last_line(log)} (log/{log.name})"}
         found: dict[str, Any] = json.loads(answer)
         return found
 
