@@ -22,7 +22,7 @@ from typing import Any
 
 from asked import BEST, FIGURES, LIMIT, Asked, Figure, Key
 from contract import WORKS, end_with_parent
-from install import NotInstalled, environment
+from install import NotInstalled, bare, environment
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -70,7 +70,7 @@ class Contenders:
             finally:
                 give_up(process)
         if process.returncode:
-            return {"failed": f"{last_line(log)} ({log})"}
+            return {"failed": f"{last_line(log)} (log/{log.name})"}
         found: dict[str, Any] = json.loads(answer)
         return found
 
@@ -263,6 +263,10 @@ def main(arguments: list[str]) -> int:
     folder = options.dir.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     before = machine()
+    try:
+        bare(folder)
+    except NotInstalled as error:
+        print(f"scripts are run by {sys.executable}: {error}", file=sys.stderr)
     pythons, absent = install(options.peers, folder)
     peers = list(pythons)
     contenders = Contenders({OURS: sys.executable, LIMIT: sys.executable, **pythons}, folder, options.scale)

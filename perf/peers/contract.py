@@ -10,6 +10,7 @@ of clocks. It runs on the interpreter of its own virtual environment, so this im
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import importlib
 import importlib.metadata
@@ -26,9 +27,9 @@ from typing import Any, ClassVar, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 SLOTS = 2
-SCRIPT_PYTHON = sys._base_executable  # type: ignore[attr-defined]
-"""Runs the scripts of W4 for everybody who starts an interpreter: the one all environments were made of, which has the
-least to import."""
+SCRIPT_PYTHON = os.environ.get("TITAN_FAST_PEERS_PYTHON", sys.executable)
+"""Runs the scripts of W4 for everybody who starts an interpreter: one of an environment with nothing in it, as what is
+installed beside a script can cost more than its start."""
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
 
@@ -271,16 +272,19 @@ def end_with_parent(how: signal.Signals) -> None:
     LIBC.prctl(PR_SET_PDEATHSIG, how)
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """With its children, politely first."""
-    for stop in (process.terminate, process.kill):
-        if process.poll() is None:
-            stop()
-        try:
-            process.wait(10)
-            return
-        except subprocess.TimeoutExpired:
-            continue
+def end(process: subprocess.Popen[bytes], patience: float = 3.0) -> None:
+    """Politely first; then all that came from it, of which some may not notice that it is gone."""
+    came = tree(process.pid)
+    process.terminate()
+    try:
+        process.wait(patience)
+        return
+    except subprocess.TimeoutExpired:
+        pass
+    for pid in came:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
 
 
 def tree(root: int) -> list[int]:

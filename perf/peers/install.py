@@ -18,6 +18,8 @@ import redis_server
 HERE = Path(__file__).resolve().parent
 REDIS_PACKAGES = ("redis-server", "redis-tools", "libjemalloc2", "liblzf1")
 ON_REDIS = ("celery", "dramatiq", "taskiq")
+BASE: str = sys._base_executable  # type: ignore[attr-defined]
+"""What ours was made of."""
 STAMP = "made-of.txt"
 
 
@@ -35,11 +37,18 @@ def environment(name: str, folder: Path) -> str:
         find_redis(folder)
     if not (stamp.exists() and stamp.read_text() == wanted):
         print(f"… installing {name}", file=sys.stderr, flush=True)
-        base = sys._base_executable  # type: ignore[attr-defined]
-        _run([base, "-m", "venv", "--clear", str(place)])
+        _run([BASE, "-m", "venv", "--clear", str(place)])
         _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", _pins(name)])
         stamp.write_text(wanted)
     return str(python)
+
+
+def bare(folder: Path) -> None:
+    """An environment with nothing in it, for scripts; leaves word in the environment where it is."""
+    python = folder / "bare" / "bin" / "python"
+    if not python.exists():
+        _run([BASE, "-m", "venv", "--without-pip", "--clear", str(folder / "bare")])
+    os.environ["TITAN_FAST_PEERS_PYTHON"] = str(python)
 
 
 def _pins(name: str) -> str:

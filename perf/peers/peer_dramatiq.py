@@ -25,9 +25,9 @@ def make_actors():
     from dramatiq.results import Results
     from dramatiq.results.backends import RedisBackend
 
-    broker = RedisBroker(
-        url=os.environ[URL], middleware=[Pipelines(), Results(backend=RedisBackend(url=os.environ[URL]))]
-    )
+    # A read waits for a result longer than the five seconds that are the default of the redis library.
+    url = f"{os.environ[URL]}?socket_timeout={PATIENCE / 1000}"
+    broker = RedisBroker(url=url, middleware=[Pipelines(), Results(backend=RedisBackend(url=url))])
     dramatiq.set_broker(broker)
 
     def noop(item: int) -> int:
