@@ -1,7 +1,7 @@
 """A process that has Python up and waits to be forked: each fork of it is one attempt's script.
 
 Started by path, ``python -u -P _template.py AGENT FOLDER [MODULE…]``, with a socket to its agent as descriptor 3. It
-never executes a script, opens nothing and runs no loop but "take an order, fork". A fork is made as a child of the
+never executes a script, opens nothing while it serves, and its loop is "take an order, fork". A fork is a child of the
 agent (docs/decisions/012-warm-children.md), so nobody here waits for it, and it outlives this process. Imports nothing
 of the house and little of anything else, for a script must find what a fresh interpreter has. Gone when its agent is.
 
