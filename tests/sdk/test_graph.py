@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from titan_fast import Graph
@@ -94,3 +96,25 @@ def test_the_result_of_an_ancestor_may_stand_in_a_task():
     spec, _ = graph.to_spec()
     assert spec.tasks[-1].work.argv == ("x", "${tasks.c.result}")
     assert d.spec.work.env == {"E": "${tasks.a.result}"}
+
+
+def test_how_a_script_begins(tmp_path):
+    (tmp_path / "a.py").touch()
+    (tmp_path / "b.sh").touch()
+    graph = Graph("g", project=tmp_path)
+    plain = graph.task("plain", file="a.py").spec.work
+    assert (plain.isolation, plain.preload) == ("warm", ())
+    work = graph.task("numbers", file="a.py", preload=["numpy", "numpy", "os.path"]).spec.work
+    assert (work.isolation, work.preload) == ("warm", ("numpy", "os.path"))
+    assert graph.task("alone", file="a.py", isolation="fresh").spec.work.isolation == "fresh"
+    refused = [
+        ({"file": "a.py", "isolation": "cold"}, "'cold' is not warm or fresh"),
+        ({"run": "x", "isolation": "fresh"}, "there is no 'file'"),
+        ({"file": "b.sh", "preload": ["numpy"]}, "'b.sh' does not end in .py"),
+        ({"file": "a.py", "preload": ["num-py"]}, "'num-py' cannot be the name of a module"),
+        ({"file": "a.py", "preload": ["numpy"], "python": "/usr/bin/python3"}, "the worker's own Python"),
+        ({"file": "a.py", "preload": ["numpy"], "isolation": "fresh"}, "excludes isolation: fresh"),
+    ]
+    for fields, message in refused:
+        with pytest.raises(InvalidGraph, match=re.escape(message)):
+            graph.task("t", **fields)

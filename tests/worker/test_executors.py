@@ -898,7 +898,7 @@ async def main():
     is_warm = sys.argv[2] == "warm"
     if is_warm:
         executor = WarmExecutor(Observer(), env={"PATH": sys.argv[3]}, recorder=journal)
-        while not executor.is_warm():
+        while not executor.is_warm() or executor._live:
             first = msgspec.json.decode(sys.argv[4], type=Attempt)
             executor.start(first) if not executor._templates else None
             await asyncio.sleep(0.002)

@@ -49,8 +49,13 @@ class Tree:
         """It is killed when it is up, not before."""
         self._ledger = folder / f"ledger{seed}"
         end = str(OWN_END) if self.ending is Ending.EXIT else "hang"
+        args = (str(seed), str(self._ledger), end)
+        is_script = seed % 2 == 0
+        """It begins as a fork of a template, once one is up."""
         self.work = Work(
-            argv=(sys.executable, "-I", "-S", str(UNRULY), str(seed), str(self._ledger), end),
+            argv=() if is_script else (sys.executable, "-I", "-S", str(UNRULY), *args),
+            file=UNRULY.name if is_script else "",
+            args=args if is_script else (),
             timeout=chance.uniform(0.05, 1.5) if self.ending is Ending.TIMEOUT else 0.0,
             grace=self.grace,
         )
@@ -181,6 +186,12 @@ def everybody(pid):
     return [child for child in psutil.Process(pid).children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
 
 
+def is_template(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return any(part.endswith("_template.py") for part in process.cmdline())
+    return False
+
+
 @pytest.mark.parametrize("count", [TREES, pytest.param(TREES_LONG, marks=pytest.mark.long)])
 def test_whatever_an_attempt_forks_nobody_is_left_and_nobody_else_is_hit(make_master, tmp_path, count):
     is_long = count == TREES_LONG
@@ -191,6 +202,7 @@ def test_whatever_an_attempt_forks_nobody_is_left_and_nobody_else_is_hit(make_ma
     async def scene():
         master = make_master()
         await master.open()
+        lay_out(work_dir, trees, master.history)
         worker = start_worker(master.address, tmp_path)
         try:
             session = await master.attached()
@@ -198,7 +210,8 @@ def test_whatever_an_attempt_forks_nobody_is_left_and_nobody_else_is_hit(make_ma
             theatre = Theatre(session, strangers)
             await theatre.play_all(trees, Quiet(tmp_path))
             assert len(master.sessions) == 1, "the worker was never gone"
-            await theatre.until(lambda: len(everybody(worker.pid)) == 1, "its agent is all that runs below the keeper")
+            theirs = "its agent, and what that forks scripts from, is all that runs below the keeper"
+            await theatre.until(lambda: [is_template(each) for each in everybody(worker.pid)] == [False, True], theirs)
         finally:
             worker.terminate()
             code = await asyncio.to_thread(worker.wait, PATIENCE)
@@ -217,6 +230,15 @@ def test_whatever_an_attempt_forks_nobody_is_left_and_nobody_else_is_hit(make_ma
             figures |= {f"trees with {kind.replace('_', ' ')}": kinds[kind] for kind in sorted(kinds)}
             strangers.part()
             fell(trees)
+
+
+def lay_out(work_dir, trees, history):
+    """Working copies with the script in them, as an earlier agent would have left them."""
+    for tree in trees:
+        copy = work_dir / "runs" / str(tree.seed)
+        copy.mkdir(parents=True)
+        (copy / UNRULY.name).symlink_to(UNRULY)
+    (work_dir / "history").write_text(history)
 
 
 def fell(trees):

@@ -265,6 +265,32 @@ CORPUS = {
 }
 
 
+@pytest.mark.parametrize("size", [10, 40_000, 120_000])
+def test_arguments_of_any_length_are_shown_and_told_apart_by(stage, size):
+    async def scene():
+        await stage.up()
+        code = "import sys; shown = open('/proc/self/cmdline').read().split('\\0'); print(len(sys.argv[1]), shown[3] == sys.argv[1], len(shown))"
+        assert (await stage.run(code, "x" * size)).code == 0
+        assert stage.output() == f"{size} True 5\n"
+
+    stage.play(scene)
+
+
+def test_an_order_that_is_too_long_for_a_template_begins_fresh(stage):
+    async def scene():
+        await stage.up()
+        many = ["x" * 1000] * 300
+        await stage.run("import sys; print(len(sys.argv))", *many, is_warm=False)
+        assert stage.output() == "301\n"
+
+    stage.play(scene)
+
+
+def test_both_sides_agree_on_how_long_an_order_may_be():
+    (line,) = [line for line in Path(warm._TEMPLATE).read_text().splitlines() if line.startswith("MAX_ORDER = ")]
+    assert eval(line.partition("=")[2]) == warm.MAX_ORDER
+
+
 @pytest.mark.parametrize("name", sorted(CORPUS))
 def test_a_script_shows_and_ends_as_by_a_fresh_interpreter(stage, name):
     code = textwrap.dedent(CORPUS[name])

@@ -1,7 +1,7 @@
 """A process that has Python up and waits to be forked: each fork of it is one attempt's script.
 
 Started by path, ``python -u -P _template.py AGENT FOLDER [MODULE…]``, with a socket to its agent as descriptor 3. It
-never executes a script, opens nothing and runs no loop but "take an order, fork". A fork is made as a child of the
+never executes a script, opens nothing while it serves, and its loop is "take an order, fork". A fork is a child of the
 agent (docs/decisions/012-warm-children.md), so nobody here waits for it, and it outlives this process. Imports nothing
 of the house and little of anything else, for a script must find what a fresh interpreter has. Gone when its agent is.
 
@@ -48,6 +48,8 @@ MAX_CODE = 1 << 17
 """Bytes of a compiled script that is worth keeping."""
 MOST_SCRIPTS = 1024
 MOST_CODE = 16 << 20
+ROOM = 1 << 15
+"""Bytes of arguments and environment that a child need not find room for."""
 MOST_LOOKS = 64
 """Names that are looked for in a folder one by one, as long as it may be."""
 PROBE_TIME = 5.0
@@ -111,7 +113,7 @@ class System:
         self._map = _Map(start_code, end_code, *map(int, data), 0, stack, *map(int, ends), 0, 0, 0xFFFFFFFF)
         if self._set_map():
             raise Unable("the kernel does not let a process say where its environment is")
-        self._shown: object = None
+        self._shown = ctypes.create_string_buffer(ROOM)  # made here: a child would make a type first, for its size
         self._limits = (ctypes.c_uint64 * 2)()
         with open("/proc/self/environ", "rb", 0) as file:
             given = {entry.partition(b"=")[0] for entry in file.read().split(b"\0")}
@@ -146,12 +148,14 @@ class System:
 
     def show(self, argv: list[bytes], env: list[bytes]) -> None:
         """Have the system show these as our arguments and environment; what tells processes apart reads them."""
-        first = b"".join(text + b"\0" for text in argv)
-        second = b"".join(text + b"\0" for text in env)
-        self._shown = shown = ctypes.create_string_buffer(first + second, len(first) + len(second) + 1)
-        start = ctypes.addressof(shown)
+        first = b"\0".join((*argv, b""))
+        data = first + b"\0".join((*env, b""))
+        if len(data) > ROOM:
+            self._shown = ctypes.create_string_buffer(len(data))
+        start = ctypes.addressof(self._shown)
+        ctypes.memmove(start, data, len(data))
         self._map.arg_start, self._map.arg_end = start, start + len(first)
-        self._map.env_start, self._map.env_end = start + len(first), start + len(first) + len(second)
+        self._map.env_start, self._map.env_end = start + len(first), start + len(data)
         self._set_map()
 
     def _set_map(self) -> int:

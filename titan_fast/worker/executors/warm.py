@@ -36,6 +36,8 @@ PATIENCE = 2.0
 """Seconds a template may take to answer."""
 PATIENCE_AT_START = 60.0
 """Seconds it may take to load what it was asked for."""
+MAX_ORDER = 1 << 18
+"""Bytes a template reads of one order (`_template.MAX_ORDER`)."""
 MOST_DEATHS = 3
 """Of templates, one after the other, before anything began in one: then there will be no more of that kind."""
 
@@ -44,7 +46,9 @@ _FROM_THE_START = ("PYTHON", "LD_", "LC_", "MALLOC_", "GLIBC_", "OMP_", "GOMP_",
 _FROM_THE_START_TOO = frozenset({"TZ", "LANG", "LANGUAGE", "HOME"})
 """Variables that an interpreter or a library reads once, when it begins. HOME: where the user's own packages are."""
 _PACKAGES = tuple(place for place in sys.path if place.endswith("-packages"))
+"""Where what is installed lies."""
 MOST_REFUSALS = 100
+"""Kinds that are remembered because no template could be had of them."""
 _UNBUFFERED = "PYTHONUNBUFFERED"
 """Every script is run with -u, which is the same."""
 
@@ -109,6 +113,8 @@ class Template:
         """Order a process; False when that cannot be passed on, and then nothing was."""
         try:
             data = marshal.dumps((number, *order))
+            if len(data) > MAX_ORDER:
+                return False
             rights = [journal] if journal >= 0 else []
             socket.send_fds(self._socket, [data], rights)
         except OSError:
