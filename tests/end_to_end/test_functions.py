@@ -43,6 +43,21 @@ def agent_of(cluster, name="w1"):
 # ---------------------------------------------------------------- what comes back
 
 
+def test_what_the_last_function_of_a_run_returned_comes_with_its_end(cluster, client):
+    graph = Graph("one")
+    first = graph.call(abs, -7)
+    last = graph.call(lambda x: {"six": x - 1}, first, name="last")
+    run = client.run(graph, timeout=WAIT)
+    cluster.kill_master()
+    assert last.result(run) == {"six": 6}, "nobody has to be asked for it"
+
+
+def test_what_is_large_does_not_come_with_the_end_of_a_run(client):
+    graph = Graph("one")
+    last = graph.call(bytes, 1 << 20)
+    assert last.result(client.run(graph, timeout=WAIT)) == bytes(1 << 20)
+
+
 @pytest.mark.smoke
 def test_results_flow_as_arguments(client):
     graph = Graph("squares", env={"FACTOR": "10"})

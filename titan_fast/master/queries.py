@@ -16,6 +16,7 @@ import msgspec
 import psutil
 
 from titan_fast import _accel
+from titan_fast._layout import RESULT_PREFIX
 from titan_fast._version import __version__
 from titan_fast.errors import BadMessage, NoSuchRun, NoSuchTask
 from titan_fast.ids import TaskId
@@ -42,6 +43,8 @@ BYTES_PER_PAGE = 4 << 20
 """A page may be one look longer than that: what is in the next results is not known before they are read."""
 FAILED_SHOWN = 10
 RUNNING_SHOWN = 8
+MAX_GIFT = 64 << 10
+"""Bytes of a function's result that are told with the end of its run."""
 PATIENCE = 1.0
 """Seconds an answer waits for the disk until it leaves without its blessing."""
 
@@ -131,7 +134,7 @@ class Queries:
                 session.reply(msg.BlobHeld(message.digest, self._master.blobs.size(message.digest)), request)
             case msg.BlobGet():
                 data, size = self._master.blobs.get(message.digest, message.offset)
-                session.reply(msg.BlobPiece((), message.digest, message.offset, size), request, (data,))
+                session.reply(msg.BlobPiece(message.digest, message.offset, size), request, (data,))
             case _:
                 raise BadMessage(f"{incoming.op.name} is not expected here")
 
@@ -262,6 +265,19 @@ class Queries:
         # Asked for every watch in every turn: mostly the first task says it all.
         return run.state[watched.first] in FINAL and _states(run, watched) <= FINAL
 
+    def tell(self, session: Session, watched: Watched, request: int) -> None:
+        """How it is, as a promise; a run that has ended tells what its last function returned along."""
+        update, gift = self.update(watched), b""
+        if update.final and watched.is_run:
+            run = self.run(watched.run)
+            spec = _last_task(run)
+            if spec in run.functions:
+                gift = self.result(run, run.first[spec])
+        if gift and len(gift) <= MAX_GIFT and not gift.startswith(RESULT_PREFIX.encode()):
+            session.reply(msgspec.structs.replace(update, gave=run.names[spec]), request, (gift,))
+        else:
+            session.reply(update, request)
+
     def update(self, watched: Watched) -> msg.Update:
         run = self.run(watched.run)
         first, count = watched.first, watched.count
@@ -293,10 +309,10 @@ class Queries:
     def _result(self, run: Run) -> str:
         """What the only sink of the graph wrote to TITAN_RESULT: the result of the run, where it has one. What a
         function returned is no text, and asked for with RESULTS."""
-        sinks = [s for s in range(len(run.names)) if run.children_at[s] == run.children_at[s + 1]]
-        if len(sinks) != 1 or run.count[sinks[0]] != 1 or sinks[0] in run.functions:
+        spec = _last_task(run)
+        if spec < 0 or spec in run.functions:
             return ""
-        return self.result(run, run.first[sinks[0]]).decode("utf-8", "replace").strip()
+        return self.result(run, run.first[spec]).decode("utf-8", "replace").strip()
 
     def result(self, run: Run, index: int) -> bytes:
         """What a task wrote to TITAN_RESULT; empty when it has not succeeded or wrote nothing."""
@@ -555,6 +571,12 @@ class Queries:
 
 def _reply_unblessed(session: Session, answer: Answer, request: int, attachments: tuple[bytes, ...]) -> None:
     session.send(send(msgspec.structs.replace(answer, durable=False), attachments, request, is_reply=True))
+
+
+def _last_task(run: Run) -> int:
+    """The row of the only sink of the graph, if that is one task; else -1."""
+    sinks = [spec for spec in range(len(run.names)) if run.children_at[spec] == run.children_at[spec + 1]]
+    return sinks[0] if len(sinks) == 1 and run.count[sinks[0]] == 1 else -1
 
 
 def _states(run: Run, watched: Watched) -> set[TaskState]:

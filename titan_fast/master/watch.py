@@ -110,14 +110,14 @@ class Watchers:
             # How it looks may be told while the disk is stuck, and says so; that it has ended is a promise.
             queries.reply(session, msgspec.structs.replace(update, final=False), request)
         if update.final:
-            session.reply(update, request)
+            queries.tell(session, watched, request)
 
     def run_changed(self, run: int) -> None:
         has_progress = False
         for watcher in self._waiters.of_run(run):
             if self._master.queries.is_final(watcher.watched):
                 self._waiters.remove(watcher)
-                watcher.session.reply(self._master.queries.update(watcher.watched), watcher.request)
+                self._master.queries.tell(watcher.session, watcher.watched, watcher.request)
             elif watcher.progress:
                 has_progress = True
         if has_progress:

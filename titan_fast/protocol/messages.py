@@ -63,7 +63,7 @@ class Once(msgspec.Struct, frozen=True, omit_defaults=True):
     """It was sent before and no answer came: answer as then, if it succeeded."""
 
 
-class WithAttachments(Message, frozen=True, omit_defaults=True):
+class WithAttachments(Message, frozen=True, omit_defaults=True, kw_only=True):
     """A message that raw bytes may follow."""
 
     attachments: Annotated[tuple[Size, ...], Meta(max_length=MAX_ATTACHMENTS)] = ()
@@ -191,7 +191,7 @@ class FailedTask(msgspec.Struct, frozen=True, omit_defaults=True):
     """The last lines of its output."""
 
 
-class Update(Message, frozen=True, omit_defaults=True):
+class Update(WithAttachments, frozen=True, omit_defaults=True):
     run: RunNumber
     name: str
     state: str
@@ -211,6 +211,8 @@ class Update(Message, frozen=True, omit_defaults=True):
     """False: the store is stuck, and a crash now would undo what is shown."""
     result: str = ""
     """What the run's last task wrote to TITAN_RESULT, when it has one last task."""
+    gave: str = ""
+    """The run's last task, when that is a function and what it returned is small: it is attached."""
     running: tuple[str, ...] = ()
     """Some of the tasks that run."""
     failed: tuple[FailedTask, ...] = ()

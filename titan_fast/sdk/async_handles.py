@@ -20,6 +20,7 @@ from titan_fast.sdk.handles import (
     check_given,
     check_single,
     least_finished,
+    returned,
     still_going,
     value,
 )
@@ -91,6 +92,11 @@ class _AsyncHandle:
 class AsyncTaskHandle(_AsyncHandle):
     """One task or array of a run. ``handle[417]`` is a member of an array."""
 
+    def __init__(self, client: AsyncClient, target: TaskId, history: str, known: bytes | None = None) -> None:
+        """``known``: see `TaskHandle`."""
+        super().__init__(client, target, history)
+        self._known = known
+
     def __getitem__(self, member: int) -> AsyncTaskHandle:
         return AsyncTaskHandle(self._client, self.target._replace(member=member), self.history)
 
@@ -108,6 +114,8 @@ class AsyncTaskHandle(_AsyncHandle):
 
     async def result(self, timeout: float | None = None) -> Any:
         """As `TaskHandle.result`."""
+        if self._known is not None:
+            return returned(self._known)
         await self.outcome(timeout)
         given = await self._call(calls.results(self.target))
         check_single(given, self.target)
@@ -193,6 +201,11 @@ class AsyncPendingRun(AsyncRunHandle):
         self._number = 0
         self._outcome: msg.Update | None = None
         self._error: TitanError | None = None
+        self._gave: dict[str, bytes] = {}
+        """What its last task returned, if that was told with the outcome."""
+
+    def __getitem__(self, task: str) -> AsyncTaskHandle:
+        return AsyncTaskHandle(self._client, TaskId(self.id, task), self.history, self._gave.get(task))
 
     @property
     def target(self) -> TaskId:
@@ -247,7 +260,7 @@ class AsyncPendingRun(AsyncRunHandle):
     async def retry(self) -> None:
         """Open what is FAILED, DEAD or CANCELLED again; what is waited for next is how that ends."""
         await super().retry()
-        self._outcome, self._watched = None, False
+        self._outcome, self._watched, self._gave = None, False, {}
 
     async def settle(self) -> None:
         """Until it is accepted or refused; raises neither."""
@@ -271,7 +284,8 @@ class AsyncPendingRun(AsyncRunHandle):
     async def _read(self, deadline: float | None) -> None:
         """One answer. Raises WaitTimedOut, NoMaster: there may be one another time."""
         try:
-            said = (await self._exchange.next(deadline)).message
+            incoming = await self._exchange.next(deadline)
+            said = incoming.message
         except NoMaster as error:
             if self._number:
                 error.hint = f"when it is back: titan-fast wait {self._number}"
@@ -286,6 +300,7 @@ class AsyncPendingRun(AsyncRunHandle):
             self._number = said.run
         if isinstance(said, msg.Update) and said.final:
             self._outcome = said
+            self._gave = {said.gave: incoming.attachments[0]} if said.gave else {}
         if self._outcome is not None or not self._watched:
             self._exchange.close()
 

@@ -74,6 +74,11 @@ class _Handle:
 class TaskHandle(_Handle):
     """One task or array of a run. ``handle[417]`` is a member of an array."""
 
+    def __init__(self, client: Client, target: TaskId, history: str, known: bytes | None = None) -> None:
+        """``known``: what its function returned, pickled, when that was told already."""
+        super().__init__(client, target, history)
+        self._known = known
+
     def __getitem__(self, member: int) -> TaskHandle:
         return TaskHandle(self._client, self.target._replace(member=member), self.history)
 
@@ -98,6 +103,8 @@ class TaskHandle(_Handle):
             InvalidUsage: this is an array: see `results`, or name a member.
             WaitTimedOut: it is not final yet; it goes on.
         """
+        if self._known is not None:
+            return returned(self._known)
         self.outcome(timeout)
         given = self._call(calls.results(self.target))
         check_single(given, self.target)
@@ -222,11 +229,14 @@ def address_in(given: calls.Given, part: bytes) -> str:
 
 def value(given: calls.Given, part: bytes) -> Any:
     """What a function returned, or the text that a command wrote."""
-    if not given.pickled:
-        return part.decode("utf-8", "replace").strip()
-    from titan_fast.sdk import functions
+    return returned(part) if given.pickled else part.decode("utf-8", "replace").strip()
 
-    return functions.returned(part)
+
+def returned(pickled: bytes) -> Any:
+    """Of a function."""
+    from titan_fast.sdk import functions  # it brings a library along that is not small
+
+    return functions.returned(pickled)
 
 
 def still_going(what: str, timeout: float | None) -> WaitTimedOut:

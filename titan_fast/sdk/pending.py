@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from titan_fast.errors import NoMaster, TitanError, WaitTimedOut
 from titan_fast.ids import TaskId
 from titan_fast.protocol import messages as msg
-from titan_fast.sdk.handles import RunHandle, check_completed, still_going
+from titan_fast.sdk.handles import RunHandle, TaskHandle, check_completed, still_going
 from titan_fast.sdk.line import BlockingExchange
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ class PendingRun(RunHandle):
         self._number = 0
         self._outcome: msg.Update | None = None
         self._error: TitanError | None = None
+        self._gave: dict[str, bytes] = {}
+        """What its last task returned, if that was told with the outcome."""
+
+    def __getitem__(self, task: str) -> TaskHandle:
+        return TaskHandle(self._client, TaskId(self.id, task), self.history, self._gave.get(task))
 
     @property
     def target(self) -> TaskId:
@@ -96,7 +101,7 @@ class PendingRun(RunHandle):
     def retry(self) -> None:
         """Open what is FAILED, DEAD or CANCELLED again; what is waited for next is how that ends."""
         super().retry()
-        self._outcome, self._watched = None, False
+        self._outcome, self._watched, self._gave = None, False, {}
 
     def settle(self) -> None:
         """Until it is accepted or refused; raises neither."""
@@ -117,7 +122,8 @@ class PendingRun(RunHandle):
     def _read(self, deadline: float | None) -> None:
         """One answer. Raises WaitTimedOut, NoMaster: there may be one another time."""
         try:
-            said = self._exchange.next(deadline).message
+            incoming = self._exchange.next(deadline)
+            said = incoming.message
         except NoMaster as error:
             if self._number:
                 error.hint = f"when it is back: titan-fast wait {self._number}"
@@ -132,6 +138,7 @@ class PendingRun(RunHandle):
             self._number = said.run
         if isinstance(said, msg.Update) and said.final:
             self._outcome = said
+            self._gave = {said.gave: incoming.attachments[0]} if said.gave else {}
         if self._outcome is not None or not self._watched:
             self._exchange.close()
 
