@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 SLOWDOWN = "TITAN_FAST_SLOWDOWN"
 MACHINE = "TITAN_FAST_MACHINE"
+AGAIN = 2
+"""How often a benchmark that breaks a promise is run again."""
 KINDS = ("ratio", "growth", "absolute", "count")
 
 
@@ -61,15 +63,31 @@ def read_budgets(path: Path) -> dict[str, Promise]:
     return promises
 
 
-def measure_all(folder: Path) -> dict[str, float]:
+def measure_all(folder: Path, promises: dict[str, Promise], machine: str) -> dict[str, float]:
     """The figures of every benchmark in the folder, by name. A name belongs to one benchmark."""
     figures: dict[str, float] = {}
     for path in sorted(folder.glob("bench_*.py")):
         print(f"… {path.name}", file=sys.stderr, flush=True)
-        for name, value in load(path)().items():
+        for name, value in measure_one(load(path), promises, machine).items():
             if name in figures:
                 raise ValueError(f"{path.name}: {name} is measured twice")
             figures[name] = value
+    return figures
+
+
+def measure_one(
+    measure: Callable[[], dict[str, float]], promises: dict[str, Promise], machine: str
+) -> dict[str, float]:
+    """A benchmark with a broken promise is run again, and the better figure counts: what the machine did beside it is
+    over by then, and what the program got slower by is not."""
+    figures = measure()
+    for _ in range(AGAIN):
+        bound = {name: promises[name] for name in figures if name in promises and promises[name].binds(machine)}
+        if all(promise.is_kept(figures[name]) for name, promise in bound.items()):
+            break
+        again = measure()
+        for name, promise in bound.items():
+            figures[name] = (min if promise.is_max else max)(figures[name], again[name])
     return figures
 
 
@@ -119,10 +137,11 @@ def judge(figures: dict[str, float], promises: dict[str, Promise], machine: str)
 
 def main(folder: Path) -> int:
     promises = read_budgets(folder / "budgets.toml")
-    figures = measure_all(folder)
+    machine = os.environ.get(MACHINE) or platform.node()
+    figures = measure_all(folder, promises, machine)
     if switch := os.environ.get(SLOWDOWN, ""):
         slow_down(figures, promises, switch)
-    lines, wrong = judge(figures, promises, os.environ.get(MACHINE) or platform.node())
+    lines, wrong = judge(figures, promises, machine)
     print("\n".join(lines))
     for line in wrong:
         print(f"gate: {line}", file=sys.stderr)

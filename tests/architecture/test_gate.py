@@ -53,6 +53,17 @@ def test_the_slow_down_switch_turns_it_red(gate, folder, monkeypatch, capsys, sw
     assert "BROKEN" in out.out and says in out.err
 
 
+@pytest.mark.parametrize(("slow", "code"), [(2, 0), (3, 1)])
+def test_a_broken_promise_is_measured_again_twice(gate, folder, capsys, slow, code) -> None:
+    """``slow``: of so many measurements, from the first on."""
+    (folder / "bench_a.py").write_text(
+        "runs = 0\n\ndef measure():\n    global runs\n    runs += 1\n"
+        f'    return {{"speed": 1.0 if runs <= {slow} else 3.0, "growth": 1.1}}\n'
+    )
+    assert gate.main(folder) == code
+    assert ("BROKEN" in capsys.readouterr().out) == bool(code)
+
+
 def test_a_switch_that_names_nothing_is_an_error(gate, folder, monkeypatch) -> None:
     monkeypatch.setenv("TITAN_FAST_SLOWDOWN", "sped")
     with pytest.raises(ValueError, match="sped"):
