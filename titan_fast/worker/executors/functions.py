@@ -20,7 +20,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -60,6 +59,9 @@ MAX_KNOWN = 256
 """Specs that a process is told of until it forgets them all."""
 
 _MOMENT = 0.002
+_DRAIN = 0.00002
+"""Seconds, more than any processor keeps what it has written to itself: a claim that was made before our range could be
+seen is seen after them. So the processes need no barrier of their own for each member."""
 _CELLS = _pool.CELLS
 _RECORD = _pool.RESULT.size
 _SIZE = struct.Struct(f">{_RECORD - 4}xI")
@@ -320,7 +322,6 @@ class Functions:
         self._timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
         self._is_closed = False
-        self._barrier = threading.Lock()
         shutil.rmtree(folder, ignore_errors=True)  # what the processes of a killed agent left
 
     # ---------------------------------------------------------------- giving
@@ -723,8 +724,7 @@ class Functions:
         else:
             cells[_pool.TAKEN_TO] = lane.next
             return []
-        with self._barrier:  # the range is seen before we look whether the process has gone on
-            pass
+        time.sleep(_DRAIN)
         if cells[_pool.CLAIMED] != claimed:
             return []
         taken: list[Stretch] = []
