@@ -418,19 +418,19 @@ def test_what_has_not_begun_can_be_taken_back_at_any_moment(make):
     stage = make(1)
 
     async def scene():
-        stage.give(time.sleep, [0.0001] * 3000)
+        stage.give(time.sleep, [0.0001] * 500)
         seen = turn = 0
-        while len(stage.rows) < 3000:
+        while len(stage.rows) < 500:
             # Whatever the process is at: nothing is lost, and `functions_ended` sees that nothing runs twice.
             await asyncio.sleep(0)
             turn = turn + 1 if len(stage.rows) == seen else 0
             seen = len(stage.rows)
             if turn < 20:  # always, and it would never come to begin anything
                 with stage.inside():
-                    taken = stage.lanes.take_back(FIRST, 3000)
+                    taken = stage.lanes.take_back(FIRST, 500)
                 stage.slots.put_back(taken)
                 stage.start_next()
-        await stage.over(3000)
+        await stage.over(500)
 
     stage.play(scene)
 
