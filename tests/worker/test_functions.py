@@ -499,6 +499,24 @@ def test_other_environments_have_other_processes(stage):
     stage.play(scene)
 
 
+def test_the_processes_of_a_working_copy_go_before_it(stage):
+    project = stage.folder / "project"
+    project.mkdir()
+    kind = Kind(KIND.env, str(project))
+
+    async def scene():
+        stage.give(os.path.abspath, ["."] * 4, kind=kind)
+        await stage.over(4)
+        assert set(stage.values().values()) == {str(project)}
+        stage.lanes.forget(str(project))
+        before = [lane.process.pid for lane in stage.lanes._lanes]
+        stage.give(os.path.abspath, ["."] * 4, fence=FIRST + 4, kind=kind)
+        await stage.over(8)
+        await stage.until(lambda: not {lane.process.pid for lane in stage.lanes._lanes} & set(before))
+
+    stage.play(scene)
+
+
 def test_a_process_without_work_goes(stage, monkeypatch):
     monkeypatch.setattr(functions_module, "IDLE", 0.1)
 

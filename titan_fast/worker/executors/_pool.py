@@ -24,10 +24,10 @@ import sys
 import time
 from typing import Any, NoReturn
 
-CLAIMED, BEGAN, TAKEN_FROM, TAKEN_TO, ROWS, SPECIAL, READ, TURN = range(8)
+CLAIMED, BEGAN, TAKEN_FROM, TAKEN_TO, ROWS, READ, TURN = range(7)
 """Claimed: the position that is run, or was run last. Began: since when, monotonic clock in nanoseconds; 0: it is over.
-Taken from, to: positions that the agent took back. Rows: results ever written; special: those of them that are more
-than a record and bytes. Read: rows that the agent has taken. Turn: how often writing began again at the front."""
+Taken from, to: positions that the agent took back. Rows: results ever written. Read: rows that the agent has taken.
+Turn: how often writing began again at the front."""
 
 CELLS = 16
 ROWS_AT = 8 * CELLS
@@ -42,7 +42,8 @@ SIZE = BYTES_AT + MAX_BYTES
 
 INLINE = 1 << 20
 """Bytes of a result that are told with its end; a longer one becomes a file."""
-IS_FILE = 1
+IS_FILE, HAS_MORE = 1, 128
+"""In the flags of a record; the second one is for the agent alone: there is output, a directory, an open door."""
 EXIT, RECALLED = 0, 4
 RING_AFTER = 1_000_000
 """Nanoseconds after which results of an unfinished batch are announced."""
@@ -154,7 +155,7 @@ class Pool:
         self._position = 0
         self._row = self._at = 0
         """Where the next row and the next bytes go."""
-        self._rows = self._special = 0
+        self._rows = 0
         self._rung = 0
         self.busy = False
         """A member runs that the environment can tell of."""
@@ -300,6 +301,9 @@ class Pool:
             flags = 0
             if len(data) > INLINE:
                 code, flags, data = self._keep_result(fence + member, code, data)
+            if self._is_special or written:
+                flags |= HAS_MORE
+                self._is_special = False
             if self._told and not is_alone:
                 self._forget_told()
             if self._row == MAX_ROWS or self._at + len(data) > MAX_BYTES or cells[READ] == self._rows:
@@ -324,10 +328,6 @@ class Pool:
             place = BYTES_AT + self._at
             memory[place : place + len(data)] = data
             self._at += len(data)
-            if self._is_special or flags or written:
-                self._special += 1
-                cells[SPECIAL] = self._special
-                self._is_special = False
             self._rows += 1
             cells[ROWS] = self._rows
             cells[BEGAN] = 0
@@ -352,8 +352,6 @@ class Pool:
         place = ROWS_AT + self._row * RESULT.size
         RESULT.pack_into(self._memory, place, run, index, generation, ending, 0, fence, 0, 0, 0, 0, 0)
         self._row += 1
-        self._special += 1
-        self._cells[SPECIAL] = self._special
         self._rows += 1
         self._cells[ROWS] = self._rows
 
