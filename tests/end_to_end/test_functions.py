@@ -120,6 +120,23 @@ def test_what_a_function_prints_is_its_output_and_nobody_elses(client):
     assert run["speak"][4].logs() == ""
 
 
+def test_what_a_long_function_prints_can_be_followed(client, tmp_path):
+    def work(go):
+        print("begun")
+        while not os.path.exists(go):
+            time.sleep(0.01)
+        print("done")
+
+    graph = Graph("follow")
+    graph.call(work, str(tmp_path / "go"))
+    run = client.submit(graph)
+    pieces = run["work"].follow()
+    assert next(pieces) == b"begun\n"
+    (tmp_path / "go").touch()
+    assert b"".join(pieces) == b"done\n"
+    assert run["work"].logs() == "begun\ndone\n"
+
+
 def test_a_function_knows_which_task_it_is(client):
     def who(n):
         task = inside.task()

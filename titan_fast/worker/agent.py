@@ -419,6 +419,7 @@ class Agent:
         kept = {start.run for start in held if start.fence not in killed}
         for run in self._files.runs():
             if run not in kept:
+                self._functions.forget(self._files.place_of_run(run))
                 self._copies.forget(run)
         self._specs = {key: spec for key, spec in self._specs.items() if key[0] in kept}
         self._described = {key: function for key, function in self._described.items() if key[0] in kept}
@@ -741,9 +742,8 @@ class Agent:
     def _forget(self, run: int) -> None:
         for key in [key for key in self._specs if key[0] == run]:
             del self._specs[key]
-            function = self._described.pop(key, None)
-            if function is not None and function.kind.project:
-                self._functions.forget(function.kind.project)
+            self._described.pop(key, None)
+        self._functions.forget(self._files.place_of_run(run))
         self._copies.forget(run)
 
     # ------------------------------------------------------------ a full disk

@@ -364,6 +364,8 @@ def test_defaults_are_part_of_what_version_1_means() -> None:
             "env": {},
             "timeout": 0.0,
             "grace": 10.0,
+            "function": -1,
+            "arguments": (),
         },
         "Retry": {"max": 0, "backoff": 1.0, "max_delay": 60.0, "on": ()},
         "Affinity": {"key": "", "mode": "prefer", "wait": 2.0},

@@ -22,13 +22,12 @@ import signal
 import struct
 import sys
 import time
-from _thread import allocate_lock
 from typing import Any, NoReturn
 
-CLAIMED, BEGAN, TAKEN_FROM, TAKEN_TO, ROWS, SPECIAL, READ, TURN = range(8)
+CLAIMED, BEGAN, TAKEN_FROM, TAKEN_TO, ROWS, READ, TURN = range(7)
 """Claimed: the position that is run, or was run last. Began: since when, monotonic clock in nanoseconds; 0: it is over.
-Taken from, to: positions that the agent took back. Rows: results ever written; special: those of them that are more
-than a record and bytes. Read: rows that the agent has taken. Turn: how often writing began again at the front."""
+Taken from, to: positions that the agent took back. Rows: results ever written. Read: rows that the agent has taken.
+Turn: how often writing began again at the front."""
 
 CELLS = 16
 ROWS_AT = 8 * CELLS
@@ -43,7 +42,8 @@ SIZE = BYTES_AT + MAX_BYTES
 
 INLINE = 1 << 20
 """Bytes of a result that are told with its end; a longer one becomes a file."""
-IS_FILE = 1
+IS_FILE, HAS_MORE = 1, 128
+"""In the flags of a record; the second one is for the agent alone: there is output, a directory, an open door."""
 EXIT, RECALLED = 0, 4
 RING_AFTER = 1_000_000
 """Nanoseconds after which results of an unfinished batch are announced."""
@@ -155,7 +155,7 @@ class Pool:
         self._position = 0
         self._row = self._at = 0
         """Where the next row and the next bytes go."""
-        self._rows = self._special = 0
+        self._rows = 0
         self._rung = 0
         self.busy = False
         """A member runs that the environment can tell of."""
@@ -231,11 +231,6 @@ class Pool:
         _, size, count, position = PROLOGUE.unpack_from(body)
         at = PROLOGUE.size + count * size
         self._position = position - 1
-        if sys.__stdout__ is None or sys.__stdout__.closed:
-            sys.__stdout__ = _text(1)  # type: ignore[misc]
-        if sys.__stderr__ is None or sys.__stderr__.closed:
-            sys.__stderr__ = _text(2)  # type: ignore[misc]
-        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         os.chdir(self._home)
         lots = list(LOT.iter_unpack(memoryview(body)[PROLOGUE.size : at]))
         is_alone = count == 1 and lots[0][3] == 1
@@ -252,18 +247,17 @@ class Pool:
         spec = self._specs[number]
         if not spec.is_array:
             del self._specs[number]  # its only member: another attempt comes with another description
-        cells, memory, barrier = self._cells, self._memory, allocate_lock()
+        cells, memory = self._cells, self._memory
         clock, loads, dumps, put, lseek = time.monotonic_ns, pickle.loads, pickle.dumps, RESULT.pack_into, os.lseek
         wall = time.time_ns() - clock()
         has_arguments, is_array = bool(spec.arguments), spec.is_array
+        out, err = self._standard_streams()
         offsets = struct.unpack_from(f">{count + 1}I", body, at)
         base = at + 4 * (count + 1) - offsets[0]
         position = self._position
         for member in range(count):
             position += 1
             cells[CLAIMED] = position
-            with barrier:  # our claim is seen before we look whether it was taken
-                pass
             if cells[TAKEN_FROM] <= position < cells[TAKEN_TO]:
                 self._write(run, first + member, generation, RECALLED, fence + member)
                 continue
@@ -297,15 +291,19 @@ class Pool:
                 code, data = _failed(error)
             ended = clock()
             self.busy = False
-            written = 0
+            if sys.stdout is not out or sys.stderr is not err:
+                out, err = self._standard_streams()
             try:
-                if lseek(1, 0, 1) or ended - began > ROTATE_AFTER:
-                    written = self._keep_output(fence + member)
-            except OSError:  # the function closed it, or there is no room
-                self._open_output()
+                has_written = lseek(1, 0, 1) or ended - began > ROTATE_AFTER
+            except OSError:  # the function closed it
+                has_written = True
+            written = self._keep_output(fence + member) if has_written else 0
             flags = 0
             if len(data) > INLINE:
                 code, flags, data = self._keep_result(fence + member, code, data)
+            if self._is_special or written:
+                flags |= HAS_MORE
+                self._is_special = False
             if self._told and not is_alone:
                 self._forget_told()
             if self._row == MAX_ROWS or self._at + len(data) > MAX_BYTES or cells[READ] == self._rows:
@@ -330,16 +328,22 @@ class Pool:
             place = BYTES_AT + self._at
             memory[place : place + len(data)] = data
             self._at += len(data)
-            if self._is_special or flags or written:
-                self._special += 1
-                cells[SPECIAL] = self._special
-                self._is_special = False
             self._rows += 1
             cells[ROWS] = self._rows
             cells[BEGAN] = 0
             if ended - self._rung > RING_AFTER:
                 self._ring(ended)
         self._position = position
+
+    @staticmethod
+    def _standard_streams() -> tuple[Any, Any]:
+        """Standard output and error as every member finds them."""
+        if sys.__stdout__ is None or sys.__stdout__.closed:
+            sys.__stdout__ = _text(1)  # type: ignore[misc]
+        if sys.__stderr__ is None or sys.__stderr__.closed:
+            sys.__stderr__ = _text(2)  # type: ignore[misc]
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        return sys.stdout, sys.stderr
 
     def _write(self, run: int, index: int, generation: int, ending: int, fence: int) -> None:
         """A record of something that was not run."""
@@ -348,8 +352,6 @@ class Pool:
         place = ROWS_AT + self._row * RESULT.size
         RESULT.pack_into(self._memory, place, run, index, generation, ending, 0, fence, 0, 0, 0, 0, 0)
         self._row += 1
-        self._special += 1
-        self._cells[SPECIAL] = self._special
         self._rows += 1
         self._cells[ROWS] = self._rows
 
@@ -362,11 +364,13 @@ class Pool:
         cells[TURN] += 1
 
     def _keep_output(self, fence: int) -> int:
-        """What a member wrote becomes its output; returns how much it was."""
-        size = os.fstat(1).st_size
-        if size:
-            os.rename(self._output, f"{self._attempt_dir(fence)}/output")
-        else:
+        """What a member wrote becomes its output; returns how much it was, 0 where it cannot be kept."""
+        size = 0
+        with contextlib.suppress(OSError):
+            size = os.stat(self._output).st_size
+            if size:
+                os.rename(self._output, f"{self._attempt_dir(fence)}/output")
+        with contextlib.suppress(OSError):
             os.unlink(self._output)
         self._open_output()
         return size

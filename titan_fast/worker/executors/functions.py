@@ -20,7 +20,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -60,12 +59,15 @@ MAX_KNOWN = 256
 """Specs that a process is told of until it forgets them all."""
 
 _MOMENT = 0.002
+_DRAIN = 0.00002
+"""Seconds, more than any processor keeps what it has written to itself: a claim that was made before our range could be
+seen is seen after them. So the processes need no barrier of their own for each member."""
 _CELLS = _pool.CELLS
 _RECORD = _pool.RESULT.size
 _SIZE = struct.Struct(f">{_RECORD - 4}xI")
 _ENDING_AT = 8 + 4 + 2
 _BEGAN_AT = 8 + 4 + 2 + 1 + 1 + 8 + 4
-"""Where a record says how it ended, and when it began; its duration follows."""
+"""Where a record says how it ended (its flags follow), and when it began (its duration follows)."""
 _SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -274,13 +276,13 @@ class _Lane:
         """Rows taken out of the shared memory; since the last time it began at the front: rows and bytes."""
         self.turn = 0
         self.row = self.at = 0
-        self.special = 0
         self.started = 0
         """Position that was said to have started."""
         self.ending: tuple[int, Ending] | None = None
         """(position, how) of the member it is being ended for."""
         self.kill_at = 0.0
-        self.is_stuck = self.is_dead = False
+        self.is_stuck = self.is_dead = self.is_old = False
+        """Old: its working copy is about to go, so it gets nothing more."""
         self.idle_since = 0.0
         self.files = 0
 
@@ -320,7 +322,6 @@ class Functions:
         self._timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
         self._is_closed = False
-        self._barrier = threading.Lock()
         shutil.rmtree(folder, ignore_errors=True)  # what the processes of a killed agent left
 
     # ---------------------------------------------------------------- giving
@@ -361,6 +362,7 @@ class Functions:
             if (
                 lane.kind == function.kind
                 and lane.book
+                and not lane.is_old
                 and len(lane.batches) < 2
                 and not lane.is_stuck
                 and lane.ending is None
@@ -530,14 +532,12 @@ class Functions:
         tail = lane.memory[start : start + size]
         lane.row += count
         lane.at += size
-        special = cells[_pool.SPECIAL]
-        is_special, lane.special = special != lane.special, special
         lane.read = rows
         cells[_pool.READ] = rows
         lane.is_stuck = False
-        ended = Ended(records, tail, [], [], is_special)
+        ended = Ended(records, tail, [], [], is_special=any(records[_ENDING_AT + 1 :: _RECORD]))
         unrun: list[Stretch] = []
-        if is_special and any(records[_ENDING_AT::_RECORD]):
+        if any(records[_ENDING_AT::_RECORD]):
             ended.records = self._strike_passed_over(lane, ended, unrun)
         else:
             self._strike(lane, count, ended)
@@ -603,7 +603,10 @@ class Functions:
         if lane.ending is None and not lane.is_dead and not self._is_closed:
             lane.idle_since = self._loop.time()
             self._idle.append(lane)
-            self._look_soon(IDLE)
+            if lane.is_old:
+                self._retire(lane)
+            else:
+                self._look_soon(IDLE)
         self._observer.lane_freed()
 
     # ---------------------------------------------------------------- looking
@@ -723,8 +726,7 @@ class Functions:
         else:
             cells[_pool.TAKEN_TO] = lane.next
             return []
-        with self._barrier:  # the range is seen before we look whether the process has gone on
-            pass
+        time.sleep(_DRAIN)
         if cells[_pool.CLAIMED] != claimed:
             return []
         taken: list[Stretch] = []
@@ -866,9 +868,11 @@ class Functions:
             self._harvest(lane)
 
     def forget(self, project: str) -> None:
-        """The processes of a working copy that is about to go may go, too."""
-        for lane in [lane for lane in self._idle if lane.kind.project == project]:
-            self._retire(lane)
+        """The processes of a working copy that is about to go end with what they have."""
+        for lane in [lane for lane in self._lanes if lane.kind.project == project]:
+            lane.is_old = True
+            if lane in self._idle:
+                self._retire(lane)
 
     async def close(self, grace: float) -> None:
         """Kill everything, wait until it is gone."""
