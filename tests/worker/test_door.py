@@ -285,7 +285,7 @@ def test_who_does_not_read_is_dropped_and_nobody_keeps_it_for_him(agent, master,
 
     master.script(msg.KvGet, flood)
     wire = through(agent.admit(A))
-    wire.request(msg.KvGet(name="k"))
+    wire.write(wire.enter(msg.KvGet(name="k"))[1])
     until(lambda: not agent.visits, "it is dropped")
     assert len(said) < 48, "the master could have said it all: somebody keeps it"
 
@@ -345,7 +345,7 @@ def test_a_task_that_starts_while_the_master_is_away_waits_for_it(agent, master,
     master.stop()
     told = []
     client = inside(key, reconnect_timeout=20)
-    client.line._tell = lambda text: (told.append(text), len(told) == 1 and master.start())
+    client.line._party._tell = lambda text: (told.append(text), len(told) == 1 and master.start())
     assert client.kv.set("k", "v") == 5
     assert told == ["the master is away; waiting for it", "the master is back"]
 

@@ -1164,7 +1164,12 @@ def test_an_adopted_tree_is_ended_as_a_whole_and_what_belongs_to_nobody_at_once(
 
 
 def detached():
-    return [child for child in living() if child.cmdline() == ["sleep", "600"] and os.getsid(child.pid) != child.ppid()]
+    found = []
+    for child in living():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if child.cmdline() == ["sleep", "600"] and os.getsid(child.pid) != child.ppid():
+                found.append(child)
+    return found
 
 
 @pytest.mark.kill

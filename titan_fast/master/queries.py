@@ -618,6 +618,8 @@ def _exit_code(row: AttemptRow) -> int | None:
     """As a shell would give it: 128 + n for a signal; None where there is none (a timeout, a lost worker)."""
     if row.reason.startswith("signal:"):
         return 128 + row.code
+    if row.reason.startswith("not_started"):
+        return None
     if row.reason.startswith("exit:") or (row.code and _RAISED(row.reason)):
         return row.code
     return None

@@ -361,6 +361,8 @@ def test_defaults_are_part_of_what_version_1_means() -> None:
             "file": "",
             "args": (),
             "python": "",
+            "isolation": "warm",
+            "preload": (),
             "env": {},
             "timeout": 0.0,
             "grace": 10.0,
