@@ -34,11 +34,13 @@ test-compiled: $(INSTALLED)
 	@echo "== tests, compiled"
 	@TITAN_FAST_ACCEL=require $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# What the twins cannot change (kills of real processes, cluster-hours, sizes) ran compiled already.
-PURE_TESTS ?= tests --ignore=tests/simulation --ignore=tests/kill --ignore=tests/master/scale -m 'not kill'
+# What the twins cannot change (kills of real processes, cluster-hours, sizes, whole clusters) ran compiled already.
+PURE_TESTS ?= tests --ignore=tests/simulation --ignore=tests/kill --ignore=tests/master/scale \
+    --ignore=tests/end_to_end -m 'not kill'
 test-pure: $(INSTALLED)
 	@echo "== tests, pure Python"
 	@TITAN_FAST_ACCEL=off $(BIN)/python -m pytest $(PURE_TESTS) $(PYTEST_ARGS)
+	@TITAN_FAST_ACCEL=off $(BIN)/python -m pytest tests/end_to_end -m smoke $(PYTEST_ARGS)
 
 test-long: $(INSTALLED)
 	@TITAN_FAST_ACCEL=require $(BIN)/python -m pytest --long -m long $(PYTEST_ARGS)
