@@ -49,7 +49,9 @@ def _engine() -> Iterator[Check]:
 
     compiled = _accel.accel == "compiled"
     detail = _accel.accel + (f" ({_accel.why})" if _accel.why else "")
-    yield Check("accel", compiled, detail, "install a C compiler and reinstall titan-fast")
+    is_chosen = os.environ.get("TITAN_FAST_ACCEL") == "off"
+    fix = "unset TITAN_FAST_ACCEL" if is_chosen else "install a C compiler and reinstall titan-fast"
+    yield Check("accel", compiled, detail, fix)
     yield Check("uvloop", has_uvloop(), "installed" if has_uvloop() else "missing", "pip install uvloop")
 
 
