@@ -120,6 +120,8 @@ class Client:
         self._token = token
         self._line: _Line | None = None
         self._was_cut_off = asyncio.Event()
+        self._epoch = 0
+        """Of the master that answered last."""
         self._counter = 0
         self._revisions = dict.fromkeys(KEYS, 0)
         """Of keys, as this client saw them last."""
@@ -140,7 +142,9 @@ class Client:
 
     async def _introduce(self, line: _Line) -> None:
         await asyncio.get_running_loop().create_connection(lambda: line, *self._address)
-        self.notes.welcomed(self.name, await line.opened)
+        welcome = await line.opened
+        self._epoch = welcome.epoch
+        self.notes.welcomed(self.name, welcome)
 
     def _drop(self, line: _Line) -> None:
         line.hang_up()
@@ -245,13 +249,16 @@ class Client:
             return
         assert answer == msg.Accepted(run), f"a retry of run {run} is answered with {answer}"
 
-    async def _is_refused_again(self, request: msg.Message) -> None:
-        """A request that was refused has no key in the books: sent once more, it is judged once more."""
+    async def _is_refused_again(self, request: msg.Cancel) -> None:
+        """A request that was refused has no key in the books: sent once more, it is judged once more. The next master
+        may judge otherwise: a refusal promises nothing, and what it rested on may have gone with the one before."""
+        epoch = self._epoch
         try:
             answer = await self.ask(lambda _: request)
         except NothingToDo:
             return
-        raise AssertionError(f"{request} is refused, and then answered with {answer}")
+        assert self._epoch != epoch, f"{request} is refused, and then answered with {answer}"
+        self.notes.cancel_acknowledged(request.run, request.task, request.member)
 
     async def show(self, run: int) -> None:
         cursor = ""
