@@ -10,6 +10,7 @@ import os
 import random
 import secrets
 
+import psutil
 import pytest
 
 from titan_fast.config import WorkerSettings
@@ -299,3 +300,17 @@ def make_stage(tmp_path):
         return Stage(tmp_path / "work", **settings)
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def lanes_end_with_their_agent():
+    """The processes of functions go when their agent's process does. Here agents end and the process goes on."""
+    yield
+    for child in psutil.Process().children():
+        try:
+            is_over = child.status() == psutil.STATUS_ZOMBIE
+            if is_over or any(part.endswith("/executors/_pool.py") for part in child.cmdline()):
+                child.kill()
+                os.waitpid(child.pid, 0)
+        except (psutil.NoSuchProcess, ChildProcessError):
+            continue
