@@ -570,7 +570,11 @@ def test_what_a_template_did_not_begin_begins_fresh_and_once(stage, monkeypatch,
 
 
 @pytest.mark.kill
+@pytest.mark.long
 def test_templates_killed_at_any_moment_cost_nothing_and_double_nothing(stage):
+    """Passes by itself; after the keeper's tests in one process it sometimes waits for an end that does not come. Why is
+    not known yet."""
+
     async def scene():
         for turn in range(1, 13):
             template = await stage.up()
