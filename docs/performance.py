@@ -3,20 +3,17 @@
     python docs/performance.py            after perf/peers/run.sh; replaces what stands between the marks of the page
 
 The comparison with others (peers.json) is `Comparison`, as perf/peers/compare.py makes it. The reports of single
-benchmarks are those of docs/reliability.py.
+benchmarks are those of docs/reports.py.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import msgspec
-from reliability import Report, detail, read_report
+from reports import Report, detail, read_report, rewrite
 
 PAGE = Path(__file__).parent / "performance.md"
-BEGIN = "<!-- {}: written by docs/performance.py -->"
-END = "<!-- end of the {} -->"
 OWN = ("durable", "commit", "memory-arrays", "memory-single-tasks", "restart-growth-long")
 """Reports of one benchmark or test each."""
 NOT_RUN = "Not run: `perf/peers/run.sh` makes it."
@@ -154,23 +151,9 @@ def own() -> str:
 TABLES = {"peers": peers, "conditions": conditions, "microseconds": microseconds, "own benchmarks": own}
 
 
-def write(page: str, name: str, table: str) -> str:
-    """The page with the table between its marks. Raises SystemExit when it has no marks."""
-    begin, end = BEGIN.format(name), END.format(name)
-    head, has_begin, rest = page.partition(begin)
-    _, has_end, tail = rest.partition(end)
-    if not has_begin or not has_end:
-        raise SystemExit(f"{PAGE} has lost its marks ({begin} … {end}): put them back")
-    return f"{head}{begin}\n\n{table}\n\n{end}{tail}"
-
-
-def main() -> int:
-    page = PAGE.read_text("utf-8")
-    for name, table in TABLES.items():
-        page = write(page, name, table())
-    PAGE.write_text(page, "utf-8")
-    return 0
+def main() -> None:
+    rewrite(PAGE, "docs/performance.py", TABLES)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

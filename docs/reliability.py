@@ -9,19 +9,12 @@ broken promises (sabotage.json) is `Catches`.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
+from reports import Report, detail, read_report, rewrite
 
-T = TypeVar("T")
-
-HERE = Path(__file__).parent
-PAGE = HERE / "reliability.md"
-REPORTS = HERE.parent / "build" / "reports"
-BEGIN = "<!-- {}: written by docs/reliability.py -->"
-END = "<!-- end of the {} -->"
+PAGE = Path(__file__).parent / "reliability.md"
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -31,16 +24,6 @@ class Proof(msgspec.Struct, frozen=True):
     what: str
     oracle: str
     asked: str
-
-
-class Report(msgspec.Struct, frozen=True):
-    name: str
-    command: str
-    size: str
-    passed: bool
-    seconds: float
-    figures: dict[str, float]
-    excused: dict[str, int] = {}
 
 
 class Catch(msgspec.Struct, frozen=True):
@@ -168,16 +151,6 @@ NUMBERS = (
 )
 
 
-def read_report(name: str, type: type[T]) -> T | None:
-    path = REPORTS / f"{name}.json"
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=type)
-    except FileNotFoundError:
-        return None
-    except msgspec.DecodeError as error:
-        raise SystemExit(f"{path} is no report: {error}; run its test again") from None
-
-
 def figures() -> str:
     lines = ["| test | what decides | asked for | CI | long |", "|---|---|---|---|---|"]
     told = []
@@ -214,13 +187,6 @@ def result(report: Report | None) -> str:
     return f"{'passed' if report.passed else '**failed**'}, {report.seconds:,.0f} s"
 
 
-def detail(report: Report) -> str:
-    """What a test did, and what needed a reason."""
-    said = ", ".join(f"{text} {value:,.10g}" for text, value in report.figures.items())
-    excused = ", ".join(f"{text} {count:,}" for text, count in report.excused.items()) or "nothing"
-    return f"**{report.name}, {report.size}** (`{report.command}`): {said}. Excused: {excused}."
-
-
 def broken_promises() -> str:
     """Which promises were broken on purpose, and who noticed."""
     report = read_report("sabotage", Catches)
@@ -234,26 +200,12 @@ def broken_promises() -> str:
     return "\n".join(lines)
 
 
-def write(page: str, name: str, table: str) -> str:
-    """The page with the table between its marks. Raises SystemExit when it has no marks."""
-    begin, end = BEGIN.format(name), END.format(name)
-    head, has_begin, rest = page.partition(begin)
-    _, has_end, tail = rest.partition(end)
-    if not has_begin or not has_end:
-        raise SystemExit(f"{PAGE} has lost its marks ({begin} … {end}): put them back")
-    return f"{head}{begin}\n\n{table}\n\n{end}{tail}"
-
-
 TABLES = {"figures": figures, "numbers": numbers, "broken promises": broken_promises}
 
 
-def main() -> int:
-    page = PAGE.read_text("utf-8")
-    for name, table in TABLES.items():
-        page = write(page, name, table())
-    PAGE.write_text(page, "utf-8")
-    return 0
+def main() -> None:
+    rewrite(PAGE, "docs/reliability.py", TABLES)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

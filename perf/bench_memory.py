@@ -19,8 +19,10 @@ from titan_fast.model.spec import GraphSpec, TaskSpec, Work
 from titan_fast.testing.cluster import Cluster
 
 TASKS = 100_000
-SETTLED = 3
-"""Looks in a row with less than 1 % between them."""
+EVERY = 2.0
+"""Seconds between two looks."""
+SETTLED = 5
+"""Looks in a row with less than 1 % between them: longer than the master takes to look around itself."""
 PATIENCE = 60
 """Looks, at most."""
 
@@ -55,13 +57,13 @@ def waiting_master() -> Iterator[tuple[Client, psutil.Process]]:
 
 
 def settled(process: psutil.Process) -> int:
-    """Bytes, once they have stayed the same for a while that is longer than the master's own look around."""
-    looks = [0]
+    """Bytes, once they have stayed the same for a while."""
+    looks: list[int] = []
     while len(looks) < PATIENCE:
-        time.sleep(2.0)
+        time.sleep(EVERY)
         looks.append(process.memory_full_info().uss)
-        recent = looks[-SETTLED - 2 :]
-        if len(recent) > SETTLED + 1 and max(recent) < 1.01 * min(recent):
+        recent = looks[-SETTLED:]
+        if len(recent) == SETTLED and max(recent) < 1.01 * min(recent):
             break
     return looks[-1]
 

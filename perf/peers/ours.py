@@ -1,7 +1,6 @@
 """titan-fast: a master and one worker of two slots as separate processes, default durability, by the public SDK alone.
 
-Nothing is tuned: these are the settings a user has who changes none. A call that this version does not have yet is
-missing, not an error.
+Nothing is tuned: these are the settings a user has who changes none.
 """
 
 from __future__ import annotations
@@ -63,25 +62,16 @@ class Ours(contract.Contender):
 
     # ------------------------------------------------------------ functions
 
-    def first(self) -> None:
-        if hasattr(Graph, "call"):
-            super().first()
-        else:
-            self.processes([["/bin/true"]])
-
     def call(self, item: int) -> object:
         return self._result_of_last(self._calls(1, item))
 
     def map(self, count: int) -> Sequence[object]:
-        there(Graph, "map")
         graph = Graph("map")
         graph.map(noop, range(count), name="noop")
         return self._submit(graph)["noop"].results()
 
     def singles(self, count: int) -> Sequence[object]:
         """Graphs of one task each, with a run and a handle each; the SDK batches their requests."""
-        there(Graph, "call")
-        there(Client, "submit_many")
         graphs = []
         for item in range(count):
             graphs.append(Graph("single"))
@@ -92,7 +82,6 @@ class Ours(contract.Contender):
         return self._result_of_last(self._calls(count, 0))
 
     def _calls(self, count: int, item: int) -> Graph:
-        there(Graph, "call")
         graph = Graph("chain")
         last = graph.call(noop, item, name="noop-0")
         for number in range(1, count):
@@ -104,11 +93,10 @@ class Ours(contract.Contender):
         return last.result(self._submit(graph))
 
     def _submit(self, graph: Graph):
-        """In one request with the wait for its end, where this version can."""
-        return getattr(self._client, "submit_nowait", self._client.submit)(graph)
+        """In one request with the wait for its end."""
+        return self._client.submit_nowait(graph)
 
     def fan(self, width: int) -> object:
-        there(Graph, "map")
         graph = Graph("fan")
         root = graph.call(noop, 0, name="root")
         members = graph.map(noop, range(width), name="members", needs=[root])
@@ -116,7 +104,6 @@ class Ours(contract.Contender):
         return self._result_of_last(graph)
 
     def queue(self, count: int) -> None:
-        there(Graph, "map")
         graph = Graph("queue")
         graph.map(noop, range(count), name="noop")
         self._client.submit(graph)
@@ -146,12 +133,6 @@ class Ours(contract.Contender):
         for number in range(count):
             graph.task(f"task-{number}", run=["/bin/true"])
         self._client.submit(graph)
-
-
-def there(kind: type, name: str) -> None:
-    """Raises Missing."""
-    if not hasattr(kind, name):
-        raise contract.Missing(f"{kind.__name__}.{name} is not there yet")
 
 
 if __name__ == "__main__":

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-DOCS = Path(__file__).parents[2] / "docs"
+from pages import DOCS, page_writer
 
 
 @pytest.fixture
 def page(tmp_path, monkeypatch):
-    """The program that writes the page, with reports and a page of the test's own."""
-    monkeypatch.syspath_prepend(str(DOCS))
-    spec = importlib.util.spec_from_file_location("performance", DOCS / "performance.py")
-    program = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "performance", program)
-    spec.loader.exec_module(program)
-    monkeypatch.setattr(sys.modules["reliability"], "REPORTS", tmp_path)
-    monkeypatch.setattr(program, "PAGE", tmp_path / "page.md")
-    marks = [f"{program.BEGIN.format(name)}\nFROM LAST TIME\n{program.END.format(name)}" for name in program.TABLES]
-    program.PAGE.write_text("\n\n".join(["before", *marks, "after\n"]))
-    return program
+    return page_writer("performance", tmp_path, monkeypatch)
 
 
 def row(work, figure, **values):

@@ -73,11 +73,10 @@ class History:
 
     def _left_on_the_way(self, run: int, first: int, count: int, state: str) -> Iterator[tuple[int, bytes]]:
         end = first + count
-        for fact in self._pending():
-            if isinstance(fact, AttemptsEnded) and fact.run == run:
-                for index, became, result in zip(fact.index, fact.state, fact.result, strict=True):
-                    if first <= index < end and became == state:
-                        yield index, result
+        for fact in self._ended(run):
+            for index, became, result in zip(fact.index, fact.state, fact.result, strict=True):
+                if first <= index < end and became == state:
+                    yield index, result
 
     def _on_the_way(self, run: int, first: int, count: int) -> Iterator[tuple[int, AttemptRow, bytes]]:
         for fact in self._ended(run):

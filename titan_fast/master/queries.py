@@ -270,11 +270,10 @@ class Queries:
         update, gift = self.update(watched), b""
         if update.final and watched.is_run:
             run = self.run(watched.run)
-            spec = _last_task(run)
-            if spec in run.functions:
-                gift = self.result(run, run.first[spec])
+            if run.last in run.functions:
+                gift = self.result(run, run.first[run.last])
         if gift and len(gift) <= MAX_GIFT and not gift.startswith(RESULT_PREFIX.encode()):
-            session.reply(msgspec.structs.replace(update, gave=run.names[spec]), request, (gift,))
+            session.reply(msgspec.structs.replace(update, gave=run.names[run.last]), request, (gift,))
         else:
             session.reply(update, request)
 
@@ -309,10 +308,9 @@ class Queries:
     def _result(self, run: Run) -> str:
         """What the only sink of the graph wrote to TITAN_RESULT: the result of the run, where it has one. What a
         function returned is no text, and asked for with RESULTS."""
-        spec = _last_task(run)
-        if spec < 0 or spec in run.functions:
+        if run.last < 0 or run.last in run.functions:
             return ""
-        return self.result(run, run.first[spec]).decode("utf-8", "replace").strip()
+        return self.result(run, run.first[run.last]).decode("utf-8", "replace").strip()
 
     def result(self, run: Run, index: int) -> bytes:
         """What a task wrote to TITAN_RESULT; empty when it has not succeeded or wrote nothing."""
@@ -571,12 +569,6 @@ class Queries:
 
 def _reply_unblessed(session: Session, answer: Answer, request: int, attachments: tuple[bytes, ...]) -> None:
     session.send(send(msgspec.structs.replace(answer, durable=False), attachments, request, is_reply=True))
-
-
-def _last_task(run: Run) -> int:
-    """The row of the only sink of the graph, if that is one task; else -1."""
-    sinks = [spec for spec in range(len(run.names)) if run.children_at[spec] == run.children_at[spec + 1]]
-    return sinks[0] if len(sinks) == 1 and run.count[sinks[0]] == 1 else -1
 
 
 def _states(run: Run, watched: Watched) -> set[TaskState]:

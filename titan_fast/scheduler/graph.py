@@ -79,7 +79,8 @@ def admit(state: State, graph: GraphSpec, payloads: Sequence[bytes], number: int
         index += task.count
     sinks = [spec for spec in range(len(tasks)) if children_at[spec] == children_at[spec + 1]]
     if len(sinks) == 1 and run.count[sinks[0]] == 1:
-        run.wanted.add(sinks[0])  # its result is the run's
+        run.last = sinks[0]
+        run.wanted.add(run.last)  # its result is the run's
     run.outcome = bytearray(len(tasks))
     run.best = array("Q", bytes(8 * len(tasks)))
     run.state = bytearray(index)

@@ -109,6 +109,7 @@ class Run:
         "generation",
         "held",
         "id",
+        "last",
         "lots",
         "name",
         "names",
@@ -166,6 +167,8 @@ class Run:
         self.children_at = array("I", [0])
         self.children = array("I")
         self.arrays: set[int] = set()
+        self.last = -1
+        """The only sink, if there is only one and it is one task: its result is the run's."""
         self.payloads: dict[int, bytes] = {}
         self.functions: dict[int, bytes] = {}
         """Of the specs that are functions: it, pickled. Nobody here looks inside."""

@@ -901,9 +901,7 @@ class Agent:
             self._sent.append((self._sequence, [], batch))
 
     def _is_running(self, fence: int) -> bool:
-        if fence in self._slots.running or fence in self._bringing:
-            return True
-        return any(start.fence == fence for start, since in self._functions.held() if since)
+        return fence in self._slots.running or fence in self._bringing or self._functions.is_running(fence)
 
     def _acknowledge(self, sequence: int) -> None:
         """Every frame up to this one has done its work."""

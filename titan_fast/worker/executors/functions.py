@@ -204,6 +204,7 @@ class Runner(Protocol):
     def take_back(self, fence: int, count: int) -> list[Stretch]: ...
     def kill(self, fence: int, grace: float) -> None: ...
     def held(self) -> Iterator[tuple[Start, int]]: ...
+    def is_running(self, fence: int) -> bool: ...
     def harvest(self) -> None: ...
     def forget(self, project: str) -> None: ...
     async def close(self, grace: float) -> None: ...
@@ -223,6 +224,9 @@ class NoFunctions:
 
     def held(self) -> Iterator[tuple[Start, int]]:
         return iter(())
+
+    def is_running(self, fence: int) -> bool:
+        return False
 
     def harvest(self) -> None:
         return
@@ -861,6 +865,10 @@ class Functions:
                 if not entry.is_taken:
                     for place, start in enumerate(each(entry.stretch), entry.position):
                         yield start, since if place == position else 0
+
+    def is_running(self, fence: int) -> bool:
+        """Whether a lane is at this one. A lane runs the first of its book."""
+        return any(lane.running()[0] and lane.book[0].stretch.fence == fence for lane in self._lanes)
 
     def harvest(self) -> None:
         """Tell of everything that has ended by now."""
