@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,12 @@ def pytest_addoption(parser):
         "--no-compiled", action="store_true", help="this machine has no compiled twins: test the pure ones alone"
     )
     parser.addoption("--long", action="store_true", help="run the tests marked long, in their long size")
+
+
+def pytest_configure(config):
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # started in the background by a shell; what the tests start would ignore Ctrl-C too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):
