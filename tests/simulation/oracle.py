@@ -56,6 +56,7 @@ class Task:
         "kept_not_before",
         "not_before",
         "reopening",
+        "settled_above",
         "state",
         "told",
     )
@@ -82,6 +83,8 @@ class Task:
         """The same, as far as the disk knows: a crash takes the rest back."""
         self.reopening = 0
         """The newest fence there was when a retry was made of which the disk does not know; 0: there is none."""
+        self.settled_above = 0
+        """The newest fence there was when it ended without an outcome of its own: a child has to be above it."""
         self.attempts: list[Process] = []
         self.told: dict[int, str] = {}
         """Generation -> the final state clients were told."""
@@ -247,24 +250,24 @@ class Oracle:
 
     def _is_no_double(self, name: str, book: Book, index: int, before: Process, process: Process) -> None:
         """A second process of a task needs a reason: the first failed, its worker was in trouble, or one of the tasks
-        above had to run again."""
+        above had to end again."""
         failed = before.asked is None and (before.ending is not Ending.EXIT or before.code)
         if not before.is_running and (failed or before.asked is Ending.TIMEOUT):
             return
         trouble = max(self.trouble.get(host, -AFTERMATH) for host in (before.host, process.host))
         self.must(
-            trouble + AFTERMATH >= before.started or self._ran_again_above(book, book.spec_of[index], before.fence),
+            trouble + AFTERMATH >= before.started or self._ended_again_above(book, book.spec_of[index], before.fence),
             name,
             f"runs though {format_fence(before.fence)} at {before.host}",
             "is running" if before.is_running else "was ended" if before.asked else "succeeded",
         )
 
-    def _ran_again_above(self, book: Book, spec: int, fence: int) -> bool:
+    def _ended_again_above(self, book: Book, spec: int, fence: int) -> bool:
+        """By a later attempt, or by a cancel whose first end a master took with it."""
         return any(
-            process.fence > fence
+            task.settled_above > fence or any(process.fence > fence for process in task.attempts)
             for ancestor in book.above(spec)
             for task in self._members(book, ancestor)
-            for process in task.attempts
         )
 
     def ended(self, process: Process) -> None:
@@ -334,6 +337,7 @@ class Oracle:
         match item:
             case fact.TasksSettled():
                 for index in range(item.first, item.first + item.count):
+                    book.tasks[index].settled_above = item.floor
                     self._resolve(book, index, good=item.state == "SKIPPED")
             case fact.AttemptsEnded():
                 for row, (index, state) in enumerate(zip(item.index, item.state, strict=True)):
