@@ -101,6 +101,21 @@ def test_a_fact_nobody_waits_for_leaves_a_little_later_by_itself():
     with_committer(scenario)
 
 
+def test_after_a_commit_a_fact_nobody_waits_for_has_time_for_company():
+    async def scenario(committer, store, told):
+        committer.put([fact(1)], 1)
+        committer.hurry()
+        committer.put([fact(2)], 2)
+        store.gate.release()
+        await told.change()
+        committer.put([fact(3)], 3)  # in the same breath: a commit that had begun would miss it
+        store.gate.release()
+        await told.change()
+        assert store.commits == [["w1"], ["w2", "w3"]]
+
+    with_committer(scenario)
+
+
 def test_a_full_disk_is_tried_again_with_the_same_facts_and_drops_none():
     async def scenario(committer, store, told):
         store.errors = [DiskFull("full"), DiskFull("full")]

@@ -82,6 +82,18 @@ def test_nothing_overtakes_the_verdict_of_an_attach(session):
     assert data.index(b'"keep"') < data.index(b"assign")
 
 
+def test_an_acknowledgement_waits_for_the_disk_and_is_no_reason_for_a_commit(session):
+    session.pump.position = 5
+    session.send_when_durable(b"ack", is_urgent=False)
+    assert session.promised == 0
+    session.flush(4)
+    assert written(session) == b""
+    session.flush(5)
+    assert written(session) == b"ack"
+    session.send_when_durable(b"reply")
+    assert session.promised == 5
+
+
 def test_every_session_that_has_something_to_say_is_flushed(session):
     session.send(b"x")
     assert session in session.pump.touched

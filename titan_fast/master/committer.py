@@ -134,12 +134,15 @@ class ThreadCommitter:
 
     def put(self, facts: list[Fact], position: int) -> None:
         self.pending.append(Batch(facts, position, sum(map(weight, facts))))
-        if self._timer is None and not self._in_flight:
-            self._timer = self._loop.call_later(PATIENCE, self._begin)
+        self._begin_soon()
 
     def hurry(self) -> None:
         if not self._in_flight and self.pending:
             self._begin()
+
+    def _begin_soon(self) -> None:
+        if self._timer is None and not self._in_flight and self.pending:
+            self._timer = self._loop.call_later(PATIENCE, self._begin)
 
     def stuck_for(self) -> float:
         return self._loop.time() - self._since if self._in_flight else 0.0
@@ -186,8 +189,8 @@ class ThreadCommitter:
             return
         del self.pending[: self._in_flight]
         self._in_flight = 0
-        self._listener.became_durable(position)
-        self._begin()
+        self._listener.became_durable(position)  # who waits for what came meanwhile says so now
+        self._begin_soon()
 
     # ------------------------------------------------------------ the thread's side
 

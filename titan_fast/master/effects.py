@@ -191,7 +191,8 @@ class Effects:
                     )
         for session in self._acknowledge:
             empty: list[list[int]] = [[] for _ in range(11)]
-            session.send_when_durable(send_hot(Op.ACK, session.acknowledge, empty))
+            # The worker keeps its results a little longer; a commit for each of them would keep everybody waiting.
+            session.send_when_durable(send_hot(Op.ACK, session.acknowledge, empty), is_urgent=False)
         self._acknowledge.clear()
 
     def _answer(self, command: cmd.Answer) -> None:

@@ -217,20 +217,22 @@ class Session(asyncio.Protocol):
         """A spec or an assignment: leaves when the fact at ``position`` is durable (0: at once)."""
         self.send_after(max(position, self.attached_at), frame)
 
-    def send_after(self, position: int, frame: bytes) -> None:
-        """Leaves when the fact at ``position`` is durable. What may leave does so in the order it was said in."""
+    def send_after(self, position: int, frame: bytes, *, is_urgent: bool = True) -> None:
+        """Leaves when the fact at ``position`` is durable, and is a reason to commit it now unless it is not urgent.
+        What may leave does so in the order it was said in."""
         if self.attaching:
             self._attached.append(frame)
         else:
             self._out.append((position, frame))
             self.waiting_bytes += len(frame)
-            self.promised = max(self.promised, position)
+            if is_urgent:
+                self.promised = max(self.promised, position)
         self.master.pump.touched[self] = None
 
-    def send_when_durable(self, frame: bytes) -> None:
+    def send_when_durable(self, frame: bytes, *, is_urgent: bool = True) -> None:
         """Leaves when every fact made so far is durable."""
         early = ACKNOWLEDGE_BEFORE_COMMIT in self.master.sabotage
-        self.send_after(self.attached_at if early else self.master.pump.position, frame)
+        self.send_after(self.attached_at if early else self.master.pump.position, frame, is_urgent=is_urgent)
 
     def withdraw(self, position: int, frame: bytes) -> bool:
         """Take back what waits for the fact at ``position``; False when it has left."""

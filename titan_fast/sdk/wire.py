@@ -244,7 +244,9 @@ def _left(deadline: float | None) -> float | None:
 
 
 def _is_readable(link: socket.socket, seconds: float | None) -> bool:
-    """Something has come, or the other side is gone, within the time."""
+    """Something has come, or the other side is gone, within the time; without one, reading waits by itself."""
+    if seconds is None:
+        return True
     with selectors.DefaultSelector() as selector:
         selector.register(link, selectors.EVENT_READ)
         return bool(selector.select(seconds))

@@ -384,13 +384,14 @@ class Functions:
         return self._open(kind)
 
     def _hand(self, lane: _Lane, function: Function, stretch: Stretch) -> None:
+        messages: list[tuple[bytes, bytes]] = []
         if function.number not in lane.known:
             if len(lane.known) == MAX_KNOWN:
-                self._say(lane, b"F", b"")
+                messages.append((b"F", b""))
                 lane.known.clear()
             if function.is_array:  # of the others it forgets the description itself
                 lane.known.add(function.number)
-            self._say(lane, b"S", function.described())
+            messages.append((b"S", function.described()))
         blob = payloads(stretch)
         row = (
             [stretch.run],
@@ -402,7 +403,8 @@ class Functions:
             [stretch.fence],
             [len(blob)],
         )
-        self._say(lane, b"L", pack(layout.LOT, lane.next, row, blob))
+        messages.append((b"L", pack(layout.LOT, lane.next, row, blob)))
+        self._say(lane, *messages)
         lane.book.append(_Entry(function, stretch, lane.next))
         lane.next += stretch.count
         lane.batches.append(lane.next - 1)
@@ -452,8 +454,9 @@ class Functions:
             self._loop.add_reader(lane.pidfd, self._died, lane)
         return lane
 
-    def _say(self, lane: _Lane, kind: bytes, body: bytes) -> None:
-        data = _pool.HEADER.pack(kind, len(body)) + body
+    def _say(self, lane: _Lane, *messages: tuple[bytes, bytes]) -> None:
+        """Each is its kind and what it says; one write for all."""
+        data = b"".join(_pool.HEADER.pack(kind, len(body)) + body for kind, body in messages)
         if not lane.unsent:
             try:
                 data = data[lane.link.send(data) :]
@@ -498,9 +501,9 @@ class Functions:
                 break
             asked, lane.question = lane.question[1:size], lane.question[size:]
             if kind == b"W":
-                self._say(lane, b"A", marshal.dumps(None))
+                self._say(lane, (b"A", marshal.dumps(None)))
             elif kind == b"T":
-                self._say(lane, b"A", marshal.dumps(self._observer.door_of(int.from_bytes(asked, "big"))))
+                self._say(lane, (b"A", marshal.dumps(self._observer.door_of(int.from_bytes(asked, "big")))))
             elif kind == b"G":
                 self._fetch(lane, asked.decode("ascii", "replace"))
 
@@ -510,7 +513,7 @@ class Functions:
 
         def done(problem: str) -> None:
             if lane in self._lanes:
-                self._say(lane, b"A", marshal.dumps((path, problem)))
+                self._say(lane, (b"A", marshal.dumps((path, problem))))
             else:
                 with contextlib.suppress(OSError):
                     os.unlink(path)
