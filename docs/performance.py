@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-from reports import Report, detail, read_report, rewrite
+from reports import Report, read_report, rewrite
 
 PAGE = Path(__file__).parent / "performance.md"
 OWN = ("durable", "commit", "memory-arrays", "memory-single-tasks", "restart-growth-long")
@@ -142,13 +142,38 @@ def in_microseconds(found: Comparison, work: str, figure: str, contender: str = 
     return 1e6 / value if figure == "rate" else value * 1e3
 
 
+class Kept(msgspec.Struct, frozen=True):
+    """A line of the gate's table, as it prints it."""
+
+    name: str
+    measured: str
+    promise: str
+    headroom: str
+
+
+def gate() -> str:
+    found = read_report("gate", tuple[Kept, ...])
+    if found is None:
+        return "Not run: `perf/run.sh` makes it."
+    lines = ["| figure | measured | promised | headroom |", "|---|---|---|---|"]
+    lines += [f"| `{row.name}` | {row.measured} | {row.promise} | {row.headroom} |" for row in found]
+    return "\n".join(lines)
+
+
 def own() -> str:
     """Named by the command that makes each."""
     reports = [report for name in OWN if (report := read_report(name, Report)) is not None]
-    return "\n\n".join(map(detail, reports)) or "Not run."
+    return "\n\n".join(map(listed, reports)) or "Not run."
 
 
-TABLES = {"peers": peers, "conditions": conditions, "microseconds": microseconds, "own benchmarks": own}
+def listed(report: Report) -> str:
+    title = f"**{report.name}, {report.size}** (`{report.command}`){'' if report.passed else ': **failed**'}"
+    lines = ["| figure | value |", "|---|---|"]
+    lines += [f"| {text} | {value:,.10g} |" for text, value in report.figures.items()]
+    return "\n".join([title, "", *lines])
+
+
+TABLES = {"peers": peers, "conditions": conditions, "microseconds": microseconds, "gate": gate, "own benchmarks": own}
 
 
 def main() -> None:

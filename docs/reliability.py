@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-from reports import Report, detail, read_report, rewrite
+from reports import Report, read_report, rewrite
 
 PAGE = Path(__file__).parent / "reliability.md"
 
@@ -185,6 +185,13 @@ def result(report: Report | None) -> str:
     if report is None:
         return "not run"
     return f"{'passed' if report.passed else '**failed**'}, {report.seconds:,.0f} s"
+
+
+def detail(report: Report) -> str:
+    """What a test did, and what needed a reason."""
+    said = ", ".join(f"{text} {value:,.10g}" for text, value in report.figures.items())
+    excused = ", ".join(f"{text} {count:,}" for text, count in report.excused.items()) or "nothing"
+    return f"**{report.name}, {report.size}** (`{report.command}`): {said}. Excused: {excused}."
 
 
 def broken_promises() -> str:

@@ -33,13 +33,6 @@ def read_report(name: str, type: type[T]) -> T | None:
         raise SystemExit(f"{path} is no report: {error}; run its test again") from None
 
 
-def detail(report: Report) -> str:
-    """What a test did, and what needed a reason."""
-    said = ", ".join(f"{text} {value:,.10g}" for text, value in report.figures.items())
-    excused = ", ".join(f"{text} {count:,}" for text, count in report.excused.items()) or "nothing"
-    return f"**{report.name}, {report.size}** (`{report.command}`): {said}. Excused: {excused}."
-
-
 def marks(program: str, table: str) -> tuple[str, str]:
     """What stands before and after a table of a page."""
     return f"<!-- {table}: written by {program} -->", f"<!-- end of the {table} -->"

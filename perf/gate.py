@@ -1,6 +1,7 @@
 """Runs every `bench_*.py` beside it and holds what they measure against the promises in `budgets.toml`.
 
-Prints one table ``name | measured | promise | headroom``. Fails on a broken promise, on a measurement nobody promised
+Prints one table ``name | measured | promise | headroom`` and leaves it in ``build/reports/gate.json``, of which
+``python docs/performance.py`` makes a table. Fails on a broken promise, on a measurement nobody promised
 anything about, and on a promise nobody measures. ``TITAN_FAST_SLOWDOWN=name[:factor]`` makes one figure worse by that
 factor (10 when not given): it proves that the gate can turn red.
 """
@@ -8,18 +9,20 @@ factor (10 when not given): it proves that the gate can turn red.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 SLOWDOWN = "TITAN_FAST_SLOWDOWN"
 MACHINE = "TITAN_FAST_MACHINE"
 AGAIN = 2
 """How often a benchmark that breaks a promise is run again."""
+Row: TypeAlias = tuple[str, str, str, str]
 KINDS = ("ratio", "growth", "absolute", "count")
 
 
@@ -109,9 +112,12 @@ def slow_down(figures: dict[str, float], promises: dict[str, Promise], switch: s
     figures[name] = promises[name].worsen(figures[name], float(factor or 10))
 
 
-def judge(figures: dict[str, float], promises: dict[str, Promise], machine: str) -> tuple[list[str], list[str]]:
-    """(the table's lines, what is wrong)."""
-    rows = [("name", "measured", "promise", "headroom")]
+HEAD = ("name", "measured", "promise", "headroom")
+
+
+def judge(figures: dict[str, float], promises: dict[str, Promise], machine: str) -> tuple[list[Row], list[str]]:
+    """(the table's rows, what is wrong)."""
+    rows: list[Row] = []
     wrong = []
     for name in sorted(figures.keys() | promises.keys()):
         value, promise = figures.get(name), promises.get(name)
@@ -130,9 +136,19 @@ def judge(figures: dict[str, float], promises: dict[str, Promise], machine: str)
             rows.append(
                 (name, f"{value:.3f}", str(promise), f"{promise.headroom(value):+.0%}{'' if kept else ' BROKEN'}")
             )
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return lines, wrong
+    return rows, wrong
+
+
+def table(rows: list[Row]) -> str:
+    widths = [max(map(len, column)) for column in zip(HEAD, *rows, strict=True)]
+    return "\n".join(
+        " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (HEAD, *rows)
+    )
+
+
+def leave_report(rows: list[Row], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gate.json").write_text(json.dumps([dict(zip(HEAD, row, strict=True)) for row in rows], indent=2) + "\n")
 
 
 def main(folder: Path) -> int:
@@ -141,8 +157,10 @@ def main(folder: Path) -> int:
     figures = measure_all(folder, promises, machine)
     if switch := os.environ.get(SLOWDOWN, ""):
         slow_down(figures, promises, switch)
-    lines, wrong = judge(figures, promises, machine)
-    print("\n".join(lines))
+    rows, wrong = judge(figures, promises, machine)
+    print(table(rows))
+    if not switch:
+        leave_report(rows, folder.parent / "build" / "reports")
     for line in wrong:
         print(f"gate: {line}", file=sys.stderr)
     return 1 if wrong else 0

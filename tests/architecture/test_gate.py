@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -22,13 +23,19 @@ def gate() -> ModuleType:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two benchmarks that measure at once, and their promises."""
-    (tmp_path / "bench_a.py").write_text('def measure():\n    return {"speed": 2.0, "growth": 1.1}\n')
-    (tmp_path / "bench_b.py").write_text('def measure():\n    return {"calls": 12.0, "seconds": 9.0}\n')
-    (tmp_path / "budgets.toml").write_text(
+    folder = tmp_path / "perf"
+    folder.mkdir()
+    (folder / "bench_a.py").write_text('def measure():\n    return {"speed": 2.0, "growth": 1.1}\n')
+    (folder / "bench_b.py").write_text('def measure():\n    return {"calls": 12.0, "seconds": 9.0}\n')
+    (folder / "budgets.toml").write_text(
         '[speed]\nkind = "ratio"\nmin = 1.6\n[growth]\nkind = "growth"\nmax = 1.5\n[calls]\nkind = "count"\nmax = 12\n'
         '[seconds]\nkind = "absolute"\nmachine = "reference"\nmax = 3\n'
     )
-    return tmp_path
+    return folder
+
+
+def report(folder: Path) -> Path:
+    return folder.parent / "build" / "reports" / "gate.json"
 
 
 def test_kept_promises_are_one_table(gate, folder, capsys) -> None:
@@ -41,6 +48,7 @@ def test_kept_promises_are_one_table(gate, folder, capsys) -> None:
         ["seconds", "9.000", "<= 3", "only on reference"],
         ["speed", "2.000", ">= 1.6", "+25%"],
     ]
+    assert [list(row.values()) for row in json.loads(report(folder).read_text())] == lines[1:]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +59,7 @@ def test_the_slow_down_switch_turns_it_red(gate, folder, monkeypatch, capsys, sw
     assert gate.main(folder) == 1
     out = capsys.readouterr()
     assert "BROKEN" in out.out and says in out.err
+    assert not report(folder).exists(), "it was not what was measured"
 
 
 @pytest.mark.parametrize(("slow", "code"), [(2, 0), (3, 1)])
