@@ -142,6 +142,22 @@ def in_microseconds(found: Comparison, work: str, figure: str, contender: str = 
     return 1e6 / value if figure == "rate" else value * 1e3
 
 
+def path() -> str:
+    """(point, microseconds since the first) of each way, as perf/path.py leaves it."""
+    found = read_report("path", dict[str, list[tuple[str, float]]])
+    if found is None:
+        return "Not run: `python perf/path.py` makes it."
+    told = []
+    for what, steps in found.items():
+        lines = [f"**{what}**", "", "| point | µs since the first | since the one before |", "|---|---|---|"]
+        before = 0.0
+        for point, at in steps:
+            lines.append(f"| {point} | {at:,.0f} | {at - before:,.0f} |")
+            before = at
+        told.append("\n".join(lines))
+    return "\n\n".join(told)
+
+
 class Kept(msgspec.Struct, frozen=True):
     """A line of the gate's table, as it prints it."""
 
@@ -173,7 +189,14 @@ def listed(report: Report) -> str:
     return "\n".join([title, "", *lines])
 
 
-TABLES = {"peers": peers, "conditions": conditions, "microseconds": microseconds, "gate": gate, "own benchmarks": own}
+TABLES = {
+    "peers": peers,
+    "conditions": conditions,
+    "microseconds": microseconds,
+    "path": path,
+    "gate": gate,
+    "own benchmarks": own,
+}
 
 
 def main() -> None:

@@ -83,7 +83,7 @@ def test_what_we_add_is_the_difference(page) -> None:
 
 def test_the_page_has_its_marks() -> None:
     text = (DOCS / "performance.md").read_text("utf-8")
-    for mark in ("peers", "conditions", "microseconds", "gate", "own benchmarks"):
+    for mark in ("peers", "conditions", "microseconds", "path", "gate", "own benchmarks"):
         assert f"<!-- {mark}: written by" in text and f"<!-- end of the {mark} -->" in text
 
 
