@@ -78,7 +78,9 @@ class _Line(asyncio.Protocol):
         except TitanError as error:
             self.connection_lost(None)
             self._transport.abort()
-            raise AssertionError(f"a client was not let in: {error}") from None
+            if not error.retryable:  # a master that stood still may have no time left for us
+                raise AssertionError(f"a client was not let in: {error}") from None
+            return
         if self._opening.welcome is not None:
             welcome, self._opening = self._opening.welcome, None
             if not self.opened.done():  # given up meanwhile
