@@ -40,6 +40,7 @@ class Notes(Protocol):
     def cancel_acknowledged(self, run: int, task: str, member: int) -> None: ...
     def told(self, run: int, update: msg.Update) -> None: ...
     def shown(self, shown: msg.Shown) -> None: ...
+    def given(self, run: int, task: str, first: int, given: msg.Given, results: Sequence[bytes]) -> None: ...
     def welcomed(self, client: str, welcome: msg.Welcome) -> None: ...
     def key_asked(self, key: msg.Once, wish: Wish) -> None: ...
     def key_acknowledged(self, key: msg.Once, revision: int) -> None: ...
@@ -271,6 +272,18 @@ class Client:
             if not cursor:
                 return
 
+    async def results(self, run: int, task: str) -> None:
+        """What a task or all members of an array gave, page by page."""
+        at, cursor = 0, ""
+        while True:
+            question = msg.Results(run, task, cursor=cursor)
+            answer = await self.ask_whole(lambda _, question=question: question)  # type: ignore[misc]
+            assert isinstance(answer.message, msg.Given)
+            self.notes.given(run, task, at, answer.message, answer.attachments)
+            at, cursor = at + len(answer.attachments), answer.message.next
+            if not cursor:
+                return
+
     # ------------------------------------------------------------ keys
 
     async def get(self, name: str) -> None:
@@ -354,6 +367,8 @@ class Client:
             await self.retry(run)
             await self.wait(run)
         await self.show(run)
+        for task in shape.functions:
+            await self.results(run, task.name)
 
     async def _begin_again_when_nobody_answers(self, run: int) -> None:
         """As people do who think that it hangs: by then the next master does not know yet what runs."""

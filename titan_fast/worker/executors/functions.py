@@ -29,7 +29,6 @@ import msgspec
 
 from titan_fast import _layout as layout
 from titan_fast._accel import pack
-from titan_fast.errors import InvalidGraph
 from titan_fast.ids import Ending, format_fence
 from titan_fast.worker.executors import _pool
 from titan_fast.worker.executors.spawn import FILE_LIMIT
@@ -210,34 +209,6 @@ class Runner(Protocol):
     async def close(self, grace: float) -> None: ...
 
 
-class NoFunctions:
-    """For a machine that has none: a simulation's."""
-
-    def feed(self, function: Function, has_slot: bool, most: int, cut: Callable[[int], Stretch]) -> bool | None:
-        raise InvalidGraph("this worker runs no functions")
-
-    def take_back(self, fence: int, count: int) -> list[Stretch]:
-        return []
-
-    def kill(self, fence: int, grace: float) -> None:
-        return
-
-    def held(self) -> Iterator[tuple[Start, int]]:
-        return iter(())
-
-    def is_running(self, fence: int) -> bool:
-        return False
-
-    def harvest(self) -> None:
-        return
-
-    def forget(self, project: str) -> None:
-        return
-
-    async def close(self, grace: float) -> None:
-        return
-
-
 class _Entry:
     """Consecutive members that a lane was given."""
 
@@ -414,8 +385,15 @@ class Functions:
         if len(self._lanes) >= self._slots + SPARE and self._idle:
             self._retire(self._idle[0])
         self._numbers += 1
-        os.makedirs(self._folder, 0o700, exist_ok=True)
         lane = _Lane(kind, f"{self._folder}/{os.getpid()}-{self._numbers}.output")
+        self._launch(lane)
+        self._lanes.append(lane)
+        return lane
+
+    def _launch(self, lane: _Lane) -> None:
+        """Start its process, and listen to it. Raises OSError."""
+        kind = lane.kind
+        os.makedirs(self._folder, 0o700, exist_ok=True)
         ours, theirs = socket.socketpair()
         memory = _shared(_pool.SIZE)
         output = os.open(lane.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | _SAFELY, 0o600)
@@ -445,12 +423,10 @@ class Functions:
         ours.setblocking(False)
         lane.link = ours
         lane.cells = memoryview(lane.memory)[: 8 * _CELLS].cast("Q")
-        self._lanes.append(lane)
         self._loop.add_reader(ours.fileno(), self._heard, lane)
         if hasattr(os, "pidfd_open"):
             lane.pidfd = os.pidfd_open(lane.process.pid)
             self._loop.add_reader(lane.pidfd, self._died, lane)
-        return lane
 
     def _say(self, lane: _Lane, kind: bytes, body: bytes) -> None:
         data = _pool.HEADER.pack(kind, len(body)) + body
@@ -730,7 +706,7 @@ class Functions:
         else:
             cells[_pool.TAKEN_TO] = lane.next
             return []
-        time.sleep(_DRAIN)
+        self._let_it_be_seen(lane)
         if cells[_pool.CLAIMED] != claimed:
             return []
         taken: list[Stretch] = []
@@ -754,12 +730,18 @@ class Functions:
         self._signal(lane, signal.SIGTERM)
         self._look_soon()
 
-    @staticmethod
-    def _signal(lane: _Lane, number: int) -> None:
-        """To the process and what it started."""
+    def _signal(self, lane: _Lane, number: int) -> None:
         if lane.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(lane.process.pid, number)
+            self._signal_group(lane, number)
+
+    def _signal_group(self, lane: _Lane, number: int) -> None:
+        """To the process, if it is there, and what it started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(lane.process.pid, number)
+
+    def _let_it_be_seen(self, lane: _Lane) -> None:
+        """Wait until the process sees what we wrote, and we what it wrote before that."""
+        time.sleep(_DRAIN)
 
     # ---------------------------------------------------------------- dying
 
@@ -785,8 +767,7 @@ class Functions:
         self._loop.remove_reader(lane.link.fileno())
         self._loop.remove_writer(lane.link.fileno())
         lane.link.close()
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(lane.process.pid, signal.SIGKILL)
+        self._signal_group(lane, signal.SIGKILL)
         death = self._blame(lane)
         unrun = [entry.stretch for entry in lane.book if not entry.is_taken]
         was_busy = bool(lane.book) or death is not None
