@@ -358,8 +358,10 @@ class Client:
                 await self.retry(run)
         elif mood < 0.45:
             await self._begin_again_when_nobody_answers(run)
+        cares = [self.program.main(self._change_my_mind(run, shape))] if shape.functions else []
         nosy = asyncio.create_task(self._look_often(run)) if mood > 0.6 else None
         update = await self.wait(run)
+        await asyncio.gather(*cares)
         if nosy is not None:
             nosy.cancel()
         if update.state != "COMPLETED" and self.rng.random() < 0.5 and not shape.is_endless:
@@ -384,6 +386,13 @@ class Client:
             answer = await self.ask(lambda _: msg.Show(run, limit=30))
             assert isinstance(answer, msg.Shown)
             self.notes.shown(answer)
+
+    async def _change_my_mind(self, run: int, shape: Shape) -> None:
+        """Some of it is not wanted any more, soon after it was, or much later."""
+        if self.rng.random() < 0.5:
+            for _ in range(self.rng.randrange(1, 8)):
+                await asyncio.sleep(self.rng.choice((0.003, 0.1, 3.0)) * self.rng.expovariate(1.0))
+                await self.cancel(run, *self.a_task(shape))
 
     def a_task(self, shape: Shape) -> tuple[str, int]:
         task = self.rng.choice(shape.graph.tasks)

@@ -37,11 +37,13 @@ STARTUP = 0.03
 """Longest time until a new process reads what it was told, seconds."""
 STEP = 1e-6
 """Seconds between two steps of a process that runs."""
-PUT_ASIDE = 0.02
+PUT_ASIDE = 0.05
 """Longest time that it is put aside, seconds; `SELDOM` tells how often."""
+SELDOM = 0.03
 DELIVERY = 2e-4
 """Longest time until a signal has arrived, seconds."""
-SELDOM = 0.02
+STILLBORN = 0.01
+"""How often a new process ends before it reads anything."""
 NO_ROOM = 0.01
 """How often there is no room on the disk for a new process."""
 
@@ -127,7 +129,8 @@ class LaneProcess:
         self._said = b""
         """What the agent has not read."""
         host.lanes.append(self)
-        self._soon(self._next, STARTUP * self._rng.random())
+        is_stillborn = self._rng.random() < STILLBORN
+        self._soon(self._cannot_begin if is_stillborn else self._next, STARTUP * self._rng.random())
 
     def __repr__(self) -> str:
         return f"lane {self.pid} of {self._host.name}"
@@ -234,6 +237,9 @@ class LaneProcess:
     def _go_on(self, step: Callable[[], None]) -> None:
         if self.is_alive:
             step()
+
+    def _cannot_begin(self) -> None:
+        self.end(self._rng.choice((1, -signal.SIGKILL)))
 
     def _next(self) -> None:
         """The next member, or the next message."""

@@ -40,6 +40,8 @@ BATCH = 0.001
 MAX_BATCH = 512
 MAX_BATCH_BYTES = 1 << 20
 """Of payloads, from which on a batch takes no more lots."""
+MOMENT = 0.002
+"""Seconds after which a process has come to what it was about to do."""
 LOOK = 0.025
 """Seconds between looks at the lanes that are busy."""
 STUCK = 0.02
@@ -57,7 +59,6 @@ MAX_COSTS = 1000
 MAX_KNOWN = 256
 """Specs that a process is told of until it forgets them all."""
 
-_MOMENT = 0.002
 _DRAIN = 0.00002
 """Seconds, more than any processor keeps what it has written to itself: a claim that was made before our range could be
 seen is seen after them. So the processes need no barrier of their own for each member."""
@@ -201,7 +202,7 @@ class Runner(Protocol):
 
     def feed(self, function: Function, has_slot: bool, most: int, cut: Callable[[int], Stretch]) -> bool | None: ...
     def take_back(self, fence: int, count: int) -> list[Stretch]: ...
-    def kill(self, fence: int, grace: float) -> None: ...
+    def kill(self, fence: int, grace: float) -> bool: ...
     def held(self) -> Iterator[tuple[Start, int]]: ...
     def is_running(self, fence: int) -> bool: ...
     def harvest(self) -> None: ...
@@ -254,7 +255,7 @@ class _Lane:
         self.started = 0
         """Position that was said to have started."""
         self.ending: tuple[int, Ending] | None = None
-        """(position, how) of the member it is being ended for."""
+        """(position, how) of the member it is being ended for; 0: for none, whatever it is at."""
         self.kill_at = 0.0
         self.is_stuck = self.is_dead = self.is_old = False
         """Old: its working copy is about to go, so it gets nothing more."""
@@ -315,6 +316,8 @@ class Functions:
         Raises:
             OSError: there is no process for it; nothing was taken.
         """
+        if self._is_closed:
+            return None
         lane = self._idle_lane(function.kind) if has_slot else self._busy_lane(function)
         if lane is None:
             return None
@@ -674,9 +677,14 @@ class Functions:
                 unrun += self._take_all_back(lane)
         return unrun
 
-    def kill(self, fence: int, grace: float) -> None:
+    def kill(self, fence: int, grace: float) -> bool:
         """TERM to its process and what that started, ``grace`` seconds later KILL; ends as KILLED. What nobody is at
-        any more is ignored."""
+        any more is ignored. What is behind it in its lane has been taken back before.
+
+        Returns:
+            Whether that is all; False: its process is about to begin it, or to pass it over and to say so. In a
+            `MOMENT` one of them is true, and it can be killed or taken back.
+        """
         for lane in self._lanes:
             for entry in lane.book:
                 if not _meets(entry, fence, 1):
@@ -686,10 +694,9 @@ class Functions:
                 if claimed == position and lane.cells[_pool.BEGAN]:
                     if lane.ending is None:
                         self._end(lane, position, Ending.KILLED, grace)
-                elif claimed <= position:
-                    # It is about to begin, or to be passed over; in a moment one of them will be true.
-                    self._loop.call_later(_MOMENT, self.kill, fence, grace)
-                return
+                    return True
+                return claimed > position
+        return True
 
     def _take_all_back(self, lane: _Lane) -> list[Stretch]:
         """What the process has not claimed: from now on it passes it over. Should it be on its way there in this very
@@ -748,7 +755,7 @@ class Functions:
     def _wait_for(self, lane: _Lane) -> None:
         """Where there are no pidfds: it has hung up, so it ends in a moment."""
         if lane.process.poll() is None:
-            self._loop.call_later(_MOMENT, self._wait_for, lane)
+            self._loop.call_later(MOMENT, self._wait_for, lane)
         else:
             self._died(lane)
 
@@ -768,9 +775,9 @@ class Functions:
         self._loop.remove_writer(lane.link.fileno())
         lane.link.close()
         self._signal_group(lane, signal.SIGKILL)
+        was_busy = bool(lane.book)
         death = self._blame(lane)
         unrun = [entry.stretch for entry in lane.book if not entry.is_taken]
-        was_busy = bool(lane.book) or death is not None
         lane.book.clear()
         lane.cells.release()
         lane.memory.close()
@@ -808,7 +815,7 @@ class Functions:
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             note = f"the process for functions ended at its start ({how})"
             code = errno.ECHILD
-        elif lane.ending is not None and lane.ending[0] == position:
+        elif lane.ending is not None and lane.ending[0] in (0, position):
             ending = lane.ending[1]
         elif code < 0:
             ending, code = Ending.SIGNAL, -code
@@ -866,6 +873,7 @@ class Functions:
     async def close(self, grace: float) -> None:
         """Kill everything, wait until it is gone."""
         self._is_closed = True
+        self._observer.functions_unrun([each for lane in self._lanes for each in self._take_all_back(lane)])
         for lane in list(self._lanes):
             if lane.ending is None:
                 position = lane.running()[0]
