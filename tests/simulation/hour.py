@@ -209,8 +209,9 @@ class ClusterHour:
             held = agent.inventory(0).inventory
             if held:
                 raise Broken(f"{name} still holds {held}")
-            if agent._slots.used or agent._unacknowledged_size or agent._long or agent._disowned:
-                raise Broken(f"{name} has nothing and still counts something")
+            left = (agent._slots.used, agent._unacknowledged_size, agent._long, agent._disowned, agent._wrote)
+            if any((*left, agent._held, agent._functions_to_send, agent._sent)):
+                raise Broken(f"{name} has nothing and still counts something: {left}")
             worker = master.scheduler.state.workers[self.cluster.hosts[name].worker_id]
             if worker.state != "READY":
                 raise Broken(f"{name} is well, and {worker.state} for the master")

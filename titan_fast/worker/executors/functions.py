@@ -873,7 +873,8 @@ class Functions:
     async def close(self, grace: float) -> None:
         """Kill everything, wait until it is gone."""
         self._is_closed = True
-        self._observer.functions_unrun([each for lane in self._lanes for each in self._take_all_back(lane)])
+        if unrun := [stretch for lane in self._lanes for stretch in self._take_all_back(lane)]:
+            self._observer.functions_unrun(unrun)
         for lane in list(self._lanes):
             if lane.ending is None:
                 position = lane.running()[0]
