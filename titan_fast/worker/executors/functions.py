@@ -678,8 +678,8 @@ class Functions:
         return unrun
 
     def kill(self, fence: int, grace: float) -> bool:
-        """TERM to its process and what that started, ``grace`` seconds later KILL; ends as KILLED. What nobody is at
-        any more is ignored. What is behind it in its lane has been taken back before.
+        """TERM to its process and what that started, ``grace`` seconds later KILL (at once without any); ends as
+        KILLED. What nobody is at any more is ignored. What is behind it in its lane has been taken back before.
 
         Returns:
             Whether that is all; False: its process is about to begin it, or to pass it over and to say so. In a
@@ -734,7 +734,7 @@ class Functions:
     def _end(self, lane: _Lane, position: int, ending: Ending, grace: float) -> None:
         lane.ending = (position, ending)
         lane.kill_at = time.monotonic() + grace
-        self._signal(lane, signal.SIGTERM)
+        self._signal(lane, signal.SIGTERM if grace else signal.SIGKILL)
         self._look_soon()
 
     def _signal(self, lane: _Lane, number: int) -> None:
