@@ -40,6 +40,7 @@ class Notes(Protocol):
     def cancel_acknowledged(self, run: int, task: str, member: int) -> None: ...
     def told(self, run: int, update: msg.Update) -> None: ...
     def shown(self, shown: msg.Shown) -> None: ...
+    def given(self, run: int, task: str, first: int, given: msg.Given, results: Sequence[bytes]) -> None: ...
     def welcomed(self, client: str, welcome: msg.Welcome) -> None: ...
     def key_asked(self, key: msg.Once, wish: Wish) -> None: ...
     def key_acknowledged(self, key: msg.Once, revision: int) -> None: ...
@@ -273,6 +274,18 @@ class Client:
             if not cursor:
                 return
 
+    async def results(self, run: int, task: str) -> None:
+        """What a task or all members of an array gave, page by page."""
+        at, cursor = 0, ""
+        while True:
+            question = msg.Results(run, task, cursor=cursor)
+            answer = await self.ask_whole(lambda _, question=question: question)  # type: ignore[misc]
+            assert isinstance(answer.message, msg.Given)
+            self.notes.given(run, task, at, answer.message, answer.attachments)
+            at, cursor = at + len(answer.attachments), answer.message.next
+            if not cursor:
+                return
+
     # ------------------------------------------------------------ keys
 
     async def get(self, name: str) -> None:
@@ -347,8 +360,10 @@ class Client:
                 await self.retry(run)
         elif mood < 0.45:
             await self._begin_again_when_nobody_answers(run)
+        cares = [self.program.main(self._change_my_mind(run, shape))] if shape.functions else []
         nosy = asyncio.create_task(self._look_often(run)) if mood > 0.6 else None
         update = await self.wait(run)
+        await asyncio.gather(*cares)
         if nosy is not None:
             nosy.cancel()
         if update.state != "COMPLETED" and self.rng.random() < 0.5 and not shape.is_endless:
@@ -356,6 +371,8 @@ class Client:
             await self.retry(run)
             await self.wait(run)
         await self.show(run)
+        for task in shape.functions:
+            await self.results(run, task.name)
 
     async def _begin_again_when_nobody_answers(self, run: int) -> None:
         """As people do who think that it hangs: by then the next master does not know yet what runs."""
@@ -371,6 +388,13 @@ class Client:
             answer = await self.ask(lambda _: msg.Show(run, limit=30))
             assert isinstance(answer, msg.Shown)
             self.notes.shown(answer)
+
+    async def _change_my_mind(self, run: int, shape: Shape) -> None:
+        """Some of it is not wanted any more, soon after it was, or much later."""
+        if self.rng.random() < 0.5:
+            for _ in range(self.rng.randrange(1, 8)):
+                await asyncio.sleep(self.rng.choice((0.003, 0.1, 3.0)) * self.rng.expovariate(1.0))
+                await self.cancel(run, *self.a_task(shape))
 
     def a_task(self, shape: Shape) -> tuple[str, int]:
         task = self.rng.choice(shape.graph.tasks)

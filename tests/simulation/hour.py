@@ -35,6 +35,10 @@ QUIET = 1500.0
 WORKERS = (("GPU,BIG", 4), ("GPU", 4), ("", 4), ("GPU,BIG", 2), ("LAB", 8), ("", 3))
 CLIENTS = 3
 RUNS = 12
+FUNCTIONS = 10
+"""Graphs with functions among them."""
+LANES = 12
+"""Processes for functions that the system ends, at most."""
 TASKS = 1000
 FAULTS = 30
 
@@ -60,9 +64,20 @@ class ClusterHour:
     """The parts of an hour, for tests that look at them."""
 
     def __init__(
-        self, seed: int, climate: Climate | None = None, sabotage: str = "", *, is_traced: bool = False
+        self,
+        seed: int,
+        climate: Climate | None = None,
+        sabotage: str = "",
+        *,
+        is_traced: bool = False,
+        has_functions: bool = True,
     ) -> None:
+        """
+        Args:
+            has_functions: without them an hour is what it was before they took part.
+        """
         self.seed = seed
+        self.has_functions = has_functions
         climate = climate or climate_of(seed)
         self.world = World(seed, is_traced=is_traced)
         self.rng = self.world.chance("hour")
@@ -116,6 +131,8 @@ class ClusterHour:
             lives.append(program.main(client.live(shapes[number::CLIENTS], STORM)))
         self._replay_now_and_then()
         self.weather.brew(FAULTS + self.rng.randrange(15), 5.0, STORM)
+        if self.has_functions:
+            self.weather.brew_for_functions(self.world.chance("weather for functions"), LANES, 5.0, STORM)
         self.world.run(STORM)
         self.weather.clear()
         if not self.world.run(STORM + QUIET, lambda: all(life.done() for life in lives)):
@@ -142,12 +159,17 @@ class ClusterHour:
         shapes: list[graphs.Shape] = []
         while len(shapes) < RUNS or sum(shape.tasks for shape in shapes) < TASKS:
             shapes.append(graphs.draw(self.rng, f"graph-{len(shapes)}"))
+        if self.has_functions:
+            rng = self.world.chance("functions")
+            shapes += [graphs.draw_functions(rng, f"functions-{number}") for number in range(FUNCTIONS)]
+            rng.shuffle(shapes)
         return shapes
 
     def _replay_now_and_then(self) -> None:
         """What the store knows, replayed, is what the master has in memory, whenever nothing is on its way."""
         if not self.weather.is_clear:
             self.world.after(40.0 * self.rng.random(), self._replay_now_and_then)
+        self._count_slots()
         master = self.cluster.master
         if master is None or not hasattr(master, "garden") or master.pump.position != master.pump.durable:
             return
@@ -164,6 +186,14 @@ class ClusterHour:
                     replayed[what] == value, "run", number, what, ": memory has", value, "the disk", replayed[what]
                 )
 
+    def _count_slots(self) -> None:
+        """Lanes that have something to do have a slot each."""
+        for name, agent in self.cluster.agent_of.items():
+            functions = self.cluster.hosts[name].functions
+            assert functions is not None
+            lanes, busy = agent._slots.lanes, functions.busy
+            self.oracle.must(lanes == busy, name, "has", lanes, "slots in use for lanes, and busy are", busy)
+
     def _replay_keys(self, master: Master) -> None:
         known = {name: (entry.value, entry.revision) for name, entry in master.scheduler.state.kv.items()}
         kept = {item.name: (item.value, item.revision) for item in self.store.load().keys}
@@ -179,6 +209,9 @@ class ClusterHour:
             held = agent.inventory(0).inventory
             if held:
                 raise Broken(f"{name} still holds {held}")
+            left = (agent._slots.used, agent._unacknowledged_size, agent._long, agent._disowned, agent._wrote)
+            if any((*left, agent._held, agent._functions_to_send, agent._sent)):
+                raise Broken(f"{name} has nothing and still counts something: {left}")
             worker = master.scheduler.state.workers[self.cluster.hosts[name].worker_id]
             if worker.state != "READY":
                 raise Broken(f"{name} is well, and {worker.state} for the master")
@@ -202,5 +235,5 @@ def _remembered(run: Run) -> dict[str, object]:
     }
 
 
-def run_hour(seed: int, sabotage: str = "") -> Hour:
-    return ClusterHour(seed, sabotage=sabotage).run()
+def run_hour(seed: int, sabotage: str = "", *, has_functions: bool = True) -> Hour:
+    return ClusterHour(seed, sabotage=sabotage, has_functions=has_functions).run()

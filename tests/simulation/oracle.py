@@ -7,10 +7,11 @@ only be seen in the end by `at_rest`.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from graphs import GRACES
+from graphs import GRACES, payload_of
 from keys import Keys, Wish
 
 from titan_fast.ids import Ending, format_fence
@@ -56,6 +57,8 @@ class Task:
         "kept_not_before",
         "not_before",
         "reopening",
+        "result",
+        "returned",
         "settled_above",
         "state",
         "told",
@@ -85,6 +88,10 @@ class Task:
         """The newest fence there was when a retry was made of which the disk does not know; 0: there is none."""
         self.settled_above = 0
         """The newest fence there was when it ended without an outcome of its own: a child has to be above it."""
+        self.result = b""
+        """Of its accepted outcome."""
+        self.returned: set[bytes] = set()
+        """What attempts of it gave that have succeeded."""
         self.attempts: list[Process] = []
         self.told: dict[int, str] = {}
         """Generation -> the final state clients were told."""
@@ -95,6 +102,7 @@ class Book:
 
     def __init__(self, accepted: fact.RunAccepted) -> None:
         self.graph: GraphSpec = accepted.graph
+        self.floor = accepted.floor
         self.key = accepted.key
         self.names = [spec.name for spec in self.graph.tasks]
         self.rows = {name: row for row, name in enumerate(self.names)}
@@ -165,8 +173,12 @@ class Oracle:
         self.starts = 0
         self.facts = 0
         self._crash_limit = crash_limit
-        self._early: dict[int, list[fact.TasksSettled | fact.AttemptsEnded | fact.TasksReopened]] = {}
-        """Facts of runs that are not durable yet."""
+        self.without_beginning: dict[int, str] = {}
+        """Fence of a function whose process ended before it came to it -> what its agent said then."""
+        self._early: dict[int, list[Callable[[Book], None]]] = {}
+        """What became of runs that are not durable yet: what the master decided, and functions, which do not wait."""
+        self._book_of: dict[int, Book] = {}
+        """By the fence of a process."""
         self._backoffs: dict[int, float] = {}
         """Fence of an attempt that failed and is not durable yet -> when the backoff after it is over."""
         self._fences_before: dict[fact.Key, int] = {}
@@ -205,17 +217,27 @@ class Oracle:
         self.must(process.fence not in self.processes, name, "starts again under one fence")
         self.processes[process.fence] = process
         self.newest_fence = max(self.newest_fence, process.fence)
-        number, _, label = process.task.partition("/")
-        book = self.books.get(int(number))
-        self.must(book is not None, name, "starts though its submit is not durable")
-        assert book is not None
         agent = (process.host, process.agent)
         self.must(agent in self.registered, name, "starts though its agent's registration is not durable")
-        index = book.index(label)
+        number = int(process.task.partition("/")[0])
+        book = self.books.get(number)
+        if book is not None and process.fence > book.floor:
+            self._started(book, process)
+            return
+        # It is of a run that may never have been: another one may have its number meanwhile.
+        self.must(process.is_function, name, "starts though its submit is not durable")
+        self._early.setdefault(number, []).append(lambda book: self._started(book, process))
+
+    def _started(self, book: Book, process: Process) -> None:
+        if process.fence <= book.floor:
+            return
+        name = f"{process.task} ({format_fence(process.fence)} at {process.host})"
+        self._book_of[process.fence] = book
+        index = book.index(process.task.partition("/")[2])
         task = book.tasks[index]
         self._its_time_has_come(name, book, book.spec_of[index])
         if not self.has_jumped():
-            self.must(self.world.now >= task.not_before, name, "starts before its backoff is over")
+            self.must(process.started >= task.not_before, name, "starts before its backoff is over")
         self.must(
             not task.cancelled_at or process.fence <= task.cancelled_at, name, "is a new attempt after its cancel"
         )
@@ -223,9 +245,26 @@ class Oracle:
         for before in task.attempts:
             self._is_no_double(name, book, index, before, process)
         task.attempts.append(process)
+        if process.is_function:
+            self._is_given_what_was_returned(name, book, index, process)
         undone = self._where_undone(book, book.spec_of[index])
         if undone:
             self.runs_ahead(process.host, undone)
+
+    def _is_given_what_was_returned(self, name: str, book: Book, index: int, process: Process) -> None:
+        """Its own item, and of each task among its arguments what that gave, or nothing."""
+        spec = book.spec_of[index]
+        self.must(process.payload == payload_of(index - book.first[spec]), name, "is given", process.payload)
+        for parent, given in self._arguments(book, spec, process):
+            members = self._members(book, parent)
+            self.must(len(given) == len(members), name, "is given", len(given), "results of", book.names[parent])
+            for task, result in zip(members, given, strict=True):
+                self.must(not result or result in task.returned, name, "is given", result, "by", book.names[parent])
+
+    @staticmethod
+    def _arguments(book: Book, spec: int, process: Process) -> Iterable[tuple[int, list[bytes]]]:
+        names = book.graph.tasks[spec].work.arguments
+        return zip((book.rows[name] for name in names), process.given, strict=True)
 
     def _where_undone(self, book: Book, spec: int) -> set[str]:
         """Where those tasks right above ended whose ends are not on the disk."""
@@ -276,10 +315,26 @@ class Oracle:
         self.running[process.host] -= 1
         if process.is_power_cut or process.asked is Ending.KILLED or not self.is_ours(process):
             return
-        number, _, label = process.task.partition("/")
-        book = self.books[int(number)]
-        index = book.index(label)
-        self._resolve(book, index, good=process.ending is Ending.EXIT and not process.code)
+        book = self._book_of.get(process.fence)
+        if book is not None:
+            self._ended(book, process)
+        else:
+            number = int(process.task.partition("/")[0])
+            self._early.setdefault(number, []).append(lambda book: self._ended(book, process))
+
+    def _ended(self, book: Book, process: Process) -> None:
+        if process.fence <= book.floor:
+            return
+        index = book.index(process.task.partition("/")[2])
+        is_good = process.ending is Ending.EXIT and not process.code
+        if is_good:
+            book.tasks[index].returned.add(process.result)
+        self._resolve(book, index, good=is_good)
+
+    def never_began(self, fence: int, why: str) -> None:
+        """The ledger's: the process that was to run this function ended before it came to it."""
+        self.world.note("never began", format_fence(fence), why)
+        self.without_beginning[fence] = why
 
     def _resolve(self, book: Book, index: int, good: bool) -> None:
         task, spec = book.tasks[index], book.spec_of[index]
@@ -297,12 +352,15 @@ class Oracle:
             return  # its own timeout, the end of its agent, or the verdict on an inventory
         if process.host in self.strays or not self.is_ours(process):
             return
-        number, _, label = process.task.partition("/")
-        book = self.books[int(number)]
-        task = book.tasks[book.index(label)]
+        name = f"{process.task} ({format_fence(process.fence)} at {process.host})"
+        book = self._book_of.get(process.fence)
+        self.must(book is not None, name, "is ended, and its submit is not durable")
+        assert book is not None
+        task = book.tasks[book.index(process.task.partition("/")[2])]
         self.must(
             task.cancel_kept or task.floor >= process.fence or task.state in FINAL,
-            f"{process.task} ({format_fence(process.fence)} at {process.host}) is ended and nothing durable says why",
+            name,
+            "is ended and nothing durable says why",
         )
 
     def had_trouble(self, host: str, until: float | None = None) -> None:
@@ -317,9 +375,10 @@ class Oracle:
             if isinstance(item, fact.TasksSettled | fact.AttemptsEnded | fact.TasksReopened):
                 book = self.books.get(item.run)
                 if book is None:
-                    self._early.setdefault(item.run, []).append(item)
+                    made = functools.partial(self._made, item=item, when=self.world.now)
+                    self._early.setdefault(item.run, []).append(made)
                 else:
-                    self._made(book, item)
+                    self._made(book, item, self.world.now)
             elif isinstance(item, fact.KvChanged):
                 self.keys.made(item)
             if isinstance(item, fact.TasksReopened):
@@ -333,7 +392,7 @@ class Oracle:
                 task.not_before = task.kept_not_before
         self.keys.a_master_starts()
 
-    def _made(self, book: Book, item: fact.TasksSettled | fact.AttemptsEnded | fact.TasksReopened) -> None:
+    def _made(self, book: Book, item: fact.TasksSettled | fact.AttemptsEnded | fact.TasksReopened, when: float) -> None:
         match item:
             case fact.TasksSettled():
                 for index in range(item.first, item.first + item.count):
@@ -344,7 +403,7 @@ class Oracle:
                     if state in FINAL:
                         self._resolve(book, index, good=state == "COMPLETED")
                     elif row in item.due:
-                        over = self.world.now + item.due[row][1] - 0.01
+                        over = when + item.due[row][1] - 0.01
                         book.tasks[index].not_before = self._backoffs[item.fence[row]] = over
             case fact.TasksReopened():
                 for first, count in item.stretches:
@@ -373,8 +432,8 @@ class Oracle:
                 self.must(key not in self.by_key, "request", key, "made two runs")
                 self.by_key[key] = item.run
                 book = self.books[item.run] = Book(item)
-                for early in self._early.pop(item.run, ()):
-                    self._made(book, early)
+                for happened in self._early.pop(item.run, ()):
+                    happened(book)
             case fact.AttemptsEnded():
                 for row in range(len(item.index)):
                     self._attempt_ended(item, row)
@@ -407,6 +466,7 @@ class Oracle:
         task.floor = fence
         task.kept_not_before = self._backoffs.pop(fence, 0.0)
         process = self.processes.get(fence)
+        self.must(process is None or self._book_of.get(fence) is book, name, "counts, and is of another run")
         if reason == "worker_lost":
             task.crashes += 1
             host = item.worker[row]
@@ -418,9 +478,14 @@ class Oracle:
             task.failures += 1
             budget = book.graph.tasks[spec].retry.max + 1
             self.must(task.failures <= budget, name, "failed", task.failures, "times of", budget)
-            self._really_ended(name, process, reason)
+            self._really_ended(name, fence, process, reason)
         if state == "COMPLETED":
-            self._really_ended(name, process, "exit:0")
+            self._really_ended(name, fence, process, "exit:0")
+            assert process is not None
+            task.result = item.result[row]
+            self.must(task.result == process.result, name, "gave", process.result, "and counts with", task.result)
+            if process.is_function and not book.is_reopened:
+                self._was_given_what_counts(name, book, spec, process)
         if state != "PENDING":
             for parent in book.parents[spec]:
                 if state != "CANCELLED" and not book.is_reopened:
@@ -429,10 +494,23 @@ class Oracle:
                     self.must(best < fence, name, "is not above its parent's fence", format_fence(best))
             self._settle(item.run, book, index, state, fence)
 
-    def _really_ended(self, name: str, process: Process | None, reason: str) -> None:
+    def _was_given_what_counts(self, name: str, book: Book, spec: int, process: Process) -> None:
+        for parent, given in self._arguments(book, spec, process):
+            for task, result in zip(self._members(book, parent), given, strict=True):
+                counts = task.result if task.state == "COMPLETED" else b""
+                self.must(result == counts, name, "counts and was given", result, "where", counts, "counts")
+
+    def _really_ended(self, name: str, fence: int, process: Process | None, reason: str) -> None:
+        if process is None and fence in self.without_beginning:
+            why = f"not_started: {self.without_beginning[fence]}"
+            self.must(reason == why, name, "was not started:", why, "and counts as", reason)
+            return
         self.must(process is not None and not process.is_running, name, "never ended, and counts as", reason)
         assert process is not None
-        ending = process.asked.name.lower() if process.asked else f"{process.ending.name.lower()}:{process.code}"
+        self.must(not process.is_hit, name, "was ended in the place of another one, and counts as", reason)
+        ending = process.said or f"{process.ending.name.lower()}:{process.code}"
+        if process.asked is not None:
+            ending = process.asked.name.lower()
         self.must(ending == reason, name, "ended with", ending, "and counts as", reason)
 
     def _settle(self, run: int, book: Book, index: int, state: str, fence: int) -> None:
@@ -558,6 +636,19 @@ class Oracle:
             self.must(before == row.state, row.id, "was shown as", before, "and now as", row.state)
             if row.generation == task.generation:
                 self.must(task.state == row.state, row.id, "is shown as", row.state, "and is", task.state)
+
+    def given(self, run: int, task: str, first: int, given: msg.Given, results: Sequence[bytes]) -> None:
+        """A page of results, from this member of an array on."""
+        book = self.books[run]
+        first += book.first[book.rows[task]]
+        missing = {item.place: item for item in given.missing}
+        for place, result in enumerate(results):
+            known, name = book.tasks[first + place], f"{run}/{book.label(first + place)}"
+            item = missing.get(place)
+            said = "COMPLETED" if item is None else item.state
+            self.must(said == known.state, name, "is told to be", said, "and is", known.state)
+            if item is None:
+                self.must(result == known.result, name, "gave", known.result, "and that is told as", result)
 
     # ------------------------------------------------------------ in the end
 

@@ -15,7 +15,9 @@ import msgspec
 
 from titan_fast.master import sabotage as master_sabotage
 from titan_fast.master.committer import ThreadCommitter
+from titan_fast.master.effects import Effects
 from titan_fast.master.intake import Intake
+from titan_fast.master.queries import Queries
 from titan_fast.master.server import Master
 from titan_fast.master.session import Session
 from titan_fast.protocol import messages as msg
@@ -24,11 +26,14 @@ from titan_fast.protocol.opcodes import Op
 from titan_fast.scheduler import core
 from titan_fast.scheduler import facts as fact
 from titan_fast.scheduler import sabotage as scheduler_sabotage
+from titan_fast.scheduler.commands import Assign
 from titan_fast.scheduler.core import Scheduler
 from titan_fast.scheduler.reactions import tasks
 from titan_fast.testing.simulation.disk import SimulatedStore
 from titan_fast.worker.agent import Agent
-from titan_fast.worker.slots import Slots
+from titan_fast.worker.executors import _pool
+from titan_fast.worker.executors.functions import Functions
+from titan_fast.worker.slots import Slots, Stretch
 
 Sabotage = Callable[[], AbstractContextManager[object]]
 
@@ -118,6 +123,42 @@ def _values_never_end() -> AbstractContextManager[object]:
     return mock.patch.dict(core.ALARMS, kv_due=lambda *_: None)
 
 
+def _taken_back_runs_on() -> AbstractContextManager[object]:
+    """The agent gives away what it takes back, and its process is not told."""
+    take = Functions._take_all_back
+
+    def one_sided(self: Functions, lane: Any) -> list[Stretch]:
+        taken = take(self, lane)
+        lane.cells[_pool.TAKEN_TO] = 0
+        return taken
+
+    return mock.patch.object(Functions, "_take_all_back", one_sided)
+
+
+def _unrun_forgotten() -> AbstractContextManager[object]:
+    return mock.patch.object(Agent, "functions_unrun", lambda self, stretches: None)
+
+
+def _arguments_mixed_up() -> AbstractContextManager[object]:
+    find = Queries.results
+
+    def askew(self: Queries, *of: Any) -> list[bytes]:
+        return find(self, *of)[::-1]
+
+    return mock.patch.object(Queries, "results", askew)
+
+
+def _functions_before_retry() -> AbstractContextManager[object]:
+    """Functions wait for nothing, so neither for the retry they are of."""
+    wait = Effects._not_before
+
+    def hasty(self: Effects, command: Assign) -> int:
+        is_function = command.spec in self._master.scheduler.state.runs[command.run].functions
+        return 0 if is_function else wait(self, command)
+
+    return mock.patch.object(Effects, "_not_before", hasty)
+
+
 PATCHES: dict[str, tuple[str, Sabotage]] = {
     "results_acknowledged_before_commit": ("Workers forget results that a crash may undo.", _at_once(Op.ACK)),
     "answers_before_commit": ("What is shown may be undone by a crash.", _at_once(Op.SHOWN)),
@@ -134,6 +175,16 @@ PATCHES: dict[str, tuple[str, Sabotage]] = {
     "strangers_kept": ("A worker keeps what another master of the same epoch assigned.", _strangers_kept),
     "comparison_ignored": ("A compare-and-set sets without comparing.", _comparison_ignored),
     "revisions_begin_anew": ("A restart counts revisions of keys from the beginning again.", _revisions_begin_anew),
+    "taken_back_runs_on": (
+        "What is taken back from a process for functions is given to others, and runs there all the same.",
+        _taken_back_runs_on,
+    ),
+    "unrun_forgotten": (
+        "What a process for functions had been given and did not begin when it ended is lost.",
+        _unrun_forgotten,
+    ),
+    "arguments_mixed_up": ("A function is given the results of an array in another order.", _arguments_mixed_up),
+    "functions_before_retry": ("A function starts again before its retry is durable.", _functions_before_retry),
     "values_never_end": ("A value outlives its time.", _values_never_end),
 }
 BUILT_IN = scheduler_sabotage.BREAKS | master_sabotage.BREAKS

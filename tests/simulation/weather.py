@@ -11,6 +11,7 @@ import msgspec
 from cluster import ADDRESS_OF_COPY, MASTER, Cluster
 
 from titan_fast.scheduler.facts import Fact, TasksReopened, WorkerGone
+from titan_fast.testing.simulation.machines import SIGKILL
 from titan_fast.testing.simulation.network import Wire
 
 FINDS_OUT = 13.0
@@ -129,11 +130,16 @@ class Weather:
             when = first + (last - first) * self.rng.random()
             self.world.at(when, self._strike, self.rng.choices(names, weights)[0])
 
-    def _strike(self, name: str) -> None:
+    def brew_for_functions(self, rng: random.Random, faults: int, first: float, last: float) -> None:
+        """So many more, of which only functions notice anything, by other dice."""
+        for _ in range(faults):
+            self.world.at(first + (last - first) * rng.random(), self._strike, "kill_lane", rng)
+
+    def _strike(self, name: str, *given: object) -> None:
         if not self.is_clear:
             self.counts[name] += 1
             self.world.note("fault", name)
-            getattr(self, name)()
+            getattr(self, name)(*given)
 
     def somebody_asks(self) -> None:
         """A good moment for the master to die: before it has kept what it is asked for, or before that is done."""
@@ -246,6 +252,13 @@ class Weather:
         if name not in self._off and self.cluster.agents[name].is_dead:
             self.cluster.start_agent(name)
 
+    def kill_lane(self, rng: random.Random) -> None:
+        """The system needs its memory: one of the processes for functions, rather one that is busy."""
+        lanes = [lane for host in self.cluster.hosts.values() for lane in host.lanes]
+        busy = [lane for lane in lanes if lane.process is not None]
+        if lanes:
+            rng.choice(busy if busy and rng.random() < 0.8 else lanes).end(-SIGKILL)
+
     def freeze_agent(self) -> None:
         name = self.a_host()
         program = self.cluster.agents[name]
@@ -331,7 +344,7 @@ class Weather:
     def come_back_late(self) -> None:
         """The busiest worker is away when the master dies, and back when others have just begun what it holds."""
         hosts = self.cluster.hosts
-        self.exile(max(hosts, key=lambda name: len(hosts[name].processes)), 3.0 + HELD + 4.0 * self.rng.random())
+        self.exile(max(hosts, key=lambda name: hosts[name].load), 3.0 + HELD + 4.0 * self.rng.random())
         self.world.after(1.0, self._strike, "kill_master")
 
     def exile(self, name: str = "", seconds: float = 0.0) -> None:

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from titan_fast.errors import BadProof
 from titan_fast.ids import Ending, make_fence
 from titan_fast.model.spec import Work
 from titan_fast.protocol.opcodes import Op
@@ -431,6 +432,19 @@ def test_a_stopped_agent_gives_back_what_waits_lets_the_rest_finish_and_says_goo
         assert await asyncio.wait_for(stage.running, 20) == 0
         await master.until(lambda: session.is_lost)
         assert [frame.message.empty for frame in session.frames(Op.GOODBYE)] == [False, True]
+
+    stage.play(scene)
+
+
+def test_an_agent_that_is_let_in_no_more_begins_nothing_while_it_ends_what_runs(stage):
+    async def scene(master):
+        session = await begin(stage, master, A, B, C, D)
+        stage.agent._link._find_token = lambda: "another token"
+        session.cut()
+        await asyncio.wait([stage.running])
+        with pytest.raises(BadProof):
+            stage.running.result()
+        assert stage.executor.started == [A, B]
 
     stage.play(scene)
 

@@ -2,6 +2,9 @@
 
 Each executor is played on asyncio, on uvloop, and without the kernel's help (no pidfd, no /proc). This process is a
 subreaper meanwhile, so whatever escapes an attempt turns up as a child of it and fails the test.
+
+Functions are no executor, but an attempt may be one that waits for its command: `also_functions` is what they promise,
+too. Not what belongs to a process of one's own: adoption, arguments, and a tree that ends with its first process.
 """
 
 from __future__ import annotations
@@ -12,26 +15,31 @@ import ctypes
 import errno
 import gc
 import os
+import pickle
 import select
 import shlex
 import signal
+import struct
 import subprocess
 import sys
 import time
 
+import cloudpickle
 import msgspec
 import psutil
 import pytest
 
-from titan_fast.ids import Ending
+from titan_fast.ids import Ending, format_fence
+from titan_fast.worker.executors import _pool, tree
 from titan_fast.worker.executors import spawn as spawn_module
-from titan_fast.worker.executors import tree
-from titan_fast.worker.executors.base import Attempt, Exit, Left
-from titan_fast.worker.executors.spawn import SpawnExecutor
+from titan_fast.worker.executors.base import Attempt, Exit, Left, Outcome
+from titan_fast.worker.executors.functions import LIVE_NAME, MOMENT, Function, Functions, Kind
+from titan_fast.worker.executors.spawn import FILE_LIMIT, SpawnExecutor
 from titan_fast.worker.executors.warm import WarmExecutor
 from titan_fast.worker.exits import Told
 from titan_fast.worker.journal import Exited, Journal, JournalFile, Stopping
 from titan_fast.worker.results import MAX_RESULT, RESULT_REFUSED
+from titan_fast.worker.slots import Stretch
 
 DEADLINE = 20.0
 
@@ -40,7 +48,76 @@ def warm_executor(observer, **options):
     return WarmExecutor(observer, env={"PATH": PATH}, **options)
 
 
-EXECUTORS = {"spawn": SpawnExecutor, "warm": warm_executor}
+class FunctionExecutor:
+    """Each attempt is a function that ends as its command does."""
+
+    def __init__(self, stage, file_limit=FILE_LIMIT):
+        self._told = stage
+        self._functions = Functions(self, 64, f"{stage.folder}/functions", str(stage.folder), file_limit=file_limit)
+
+    def start(self, attempt):
+        fence = attempt.fence
+        kind = Kind((("PATH", PATH),), "")
+        timing = (attempt.timeout, attempt.grace)
+        function = Function(fence, 1, fence, "t", 0, False, function_of(attempt.argv[2]), (), *timing, kind)
+        item = pickle.dumps(((), {}), 5)
+        payload = bytes(4) + len(item).to_bytes(4, "big") + item
+        stretch = Stretch(1, fence, 0, 1, 0, 1, fence, payload, 1)
+        assert self._functions.feed(function, True, 1, lambda count: stretch)
+
+    def kill(self, fence, grace):
+        loop = asyncio.get_running_loop()
+        if self._functions.take_back(fence, 1):
+            loop.call_soon(self._told.attempt_ended, Outcome(fence, Ending.KILLED, 0, 0.0, 0.0, 0, b""))
+        elif not self._functions.kill(fence, grace):
+            loop.call_later(MOMENT, self.kill, fence, grace)
+
+    async def close(self, grace):
+        await self._functions.close(grace)
+        while living():  # noqa: ASYNC110 - what its processes started was killed with them, and takes a moment
+            await asyncio.sleep(0.002)
+
+    def functions_started(self, rows, outputs):
+        for _, _, _, fence, pid, began in rows:
+            self._told.attempt_started(fence, pid, began / 1e6)
+
+    def functions_ended(self, ended):
+        for row in struct.iter_unpack(_pool.RESULT.format, ended.records):
+            _, _, _, ending, _, fence, code, began, took, output, _ = row
+            times = (began / 1e6, max(took, 1) / 1e6)
+            self._told.attempt_ended(Outcome(fence, tuple(Ending)[ending], code, *times, output, b""))
+
+    def function_died(self, death):
+        fence, note = death.start.fence, death.note.encode()
+        how = (death.ending, death.code, death.began, death.duration)
+        self._told.attempt_ended(Outcome(fence, *how, death.output_size, note))
+
+    def functions_unrun(self, stretches):
+        raise AssertionError("a process ended before it began what it was given")
+
+    def lane_freed(self):
+        pass
+
+    def lane_has_room(self):
+        pass
+
+
+def function_of(script):
+    def as_command():
+        import os
+        import signal
+        import subprocess
+
+        code = subprocess.run(["sh", "-c", script], stdin=subprocess.DEVNULL).returncode
+        if code < 0:
+            signal.signal(-code, signal.SIG_DFL)
+            os.kill(os.getpid(), -code)
+        raise SystemExit(code)
+
+    return cloudpickle.dumps(as_command, 5)
+
+
+EXECUTORS = {"functions": FunctionExecutor, "spawn": SpawnExecutor, "warm": warm_executor}
 SURROUNDINGS = ("asyncio", "uvloop", "portable")
 PATH = "/usr/local/bin:/usr/bin:/bin"
 PYTHON = shlex.quote(sys.executable)
@@ -126,7 +203,7 @@ class Stage:
         return msgspec.structs.replace(attempt, argv=(*attempt.argv[:2], str(path), *args))
 
     def place(self, fence):
-        return self.folder / str(fence)
+        return self.folder / format_fence(fence)
 
     def attempt(self, fence, *argv, env=None, cwd="/", **fields):
         place = self.place(fence)
@@ -183,7 +260,8 @@ class Stage:
             await asyncio.sleep(0.002)
 
     async def shows(self, text, fence=1):
-        await self.until(lambda: (self.place(fence) / "output").exists() and text in self.output(fence))
+        places = [self.place(fence) / name for name in ("output", LIVE_NAME)]
+        await self.until(lambda: any(place.exists() and text in place.read_bytes() for place in places))
 
 
 class Silent:
@@ -252,7 +330,10 @@ def reap_orphans():
         pass
 
 
-@pytest.fixture(params=sorted(EXECUTORS))
+also_functions = pytest.mark.parametrize("stage", sorted(EXECUTORS), indirect=True)
+
+
+@pytest.fixture(params=sorted(EXECUTORS.keys() - {"functions"}))
 def stage(request, surroundings, uvloop, tmp_path):
     stage = Stage(EXECUTORS[request.param], tmp_path, request.param == "warm")
     stage.runner = uvloop.run if surroundings == "uvloop" else asyncio.run
@@ -262,6 +343,7 @@ def stage(request, surroundings, uvloop, tmp_path):
 # ---------------------------------------------------------------- ending by itself
 
 
+@also_functions
 @pytest.mark.parametrize("code", [0, 3, 255])
 def test_exit_code(stage, code):
     async def scene():
@@ -275,6 +357,7 @@ def test_exit_code(stage, code):
     stage.play(scene)
 
 
+@also_functions
 def test_signal(stage):
     async def scene():
         outcome = await stage.run("kill -SEGV $$")
@@ -295,6 +378,7 @@ def test_start_is_told_before_the_end(stage):
     stage.play(scene)
 
 
+@also_functions
 def test_output_is_both_streams_in_order_and_any_bytes(stage):
     async def scene():
         outcome = await stage.run(r"printf '\377\000a'; printf '\200b' >&2; printf c")
@@ -304,6 +388,7 @@ def test_output_is_both_streams_in_order_and_any_bytes(stage):
     stage.play(scene)
 
 
+@also_functions
 def test_large_output(stage):
     async def scene():
         outcome = await stage.run("head -c 5000000 /dev/zero")
@@ -312,6 +397,7 @@ def test_large_output(stage):
     stage.play(scene)
 
 
+@also_functions
 def test_file_limit_stops_what_writes_for_ever(stage):
     make = stage.make
     stage.make = lambda observer: make(observer, file_limit=1 << 20)
@@ -356,6 +442,7 @@ def test_program_is_looked_up_on_the_path_of_the_attempt(stage, tmp_path):
     stage.play(scene)
 
 
+@also_functions
 def test_many_at_once(stage):
     async def scene():
         for fence in range(1, 61):
@@ -368,6 +455,7 @@ def test_many_at_once(stage):
     stage.play(scene)
 
 
+@also_functions
 def test_an_observer_that_fails_harms_nobody_else(stage):
     caught = []
 
@@ -390,6 +478,7 @@ def test_an_observer_that_fails_harms_nobody_else(stage):
     assert [str(error) for error in caught] == ["mine"]
 
 
+@also_functions
 def test_an_observer_may_start_the_next(stage):
     async def scene():
         told = stage.attempt_ended
@@ -495,6 +584,7 @@ def test_a_result_that_is_no_short_text_stays_a_file(stage, write):
 # ---------------------------------------------------------------- timeout and kill
 
 
+@also_functions
 @pytest.mark.kill
 def test_timeout(stage):
     async def scene():
@@ -515,6 +605,7 @@ def test_timeout_with_term_ignored(stage):
     stage.play(scene)
 
 
+@also_functions
 @pytest.mark.kill
 def test_in_time_is_not_a_timeout(stage):
     async def scene():
@@ -567,6 +658,7 @@ def test_term_reaches_those_outside_of_the_group(stage):
     stage.play(scene)
 
 
+@also_functions
 @pytest.mark.kill
 def test_kill_without_grace(stage):
     async def scene():
@@ -616,6 +708,7 @@ def test_the_shorter_grace_counts_and_kill_wins_over_timeout(stage):
     stage.play(scene)
 
 
+@also_functions
 def test_kill_of_what_is_not_there(stage):
     async def scene():
         stage.kill(99, 0)

@@ -34,7 +34,7 @@ from titan_fast.worker.command import (
 )
 from titan_fast.worker.door import Door, NoDoor
 from titan_fast.worker.executors.base import Attempt, Left, Outcome
-from titan_fast.worker.executors.functions import Death, Function, Kind, take_over_gap
+from titan_fast.worker.executors.functions import MOMENT, Death, Function, Kind, take_over_gap
 from titan_fast.worker.executors.functions import Ended as EndedFunctions
 from titan_fast.worker.journal import Begun, Ended, Past
 from titan_fast.worker.link import Link
@@ -227,6 +227,7 @@ class Agent:
         done, _ = await asyncio.wait([link, stop], return_when=asyncio.FIRST_COMPLETED)
         try:
             if link in done:
+                self._is_stopping = True  # what waits does not begin when what runs has been ended
                 link.result()
             else:
                 # First end what still runs and report it: a goodbye means that nothing does.
@@ -308,7 +309,8 @@ class Agent:
         """End and forget whatever was assigned in an epoch. Returns whether something has still to end."""
         first = epoch << FENCE_SEQUENCE_BITS
         self._slots.put_back(self._functions.take_back(first, 1 << FENCE_SEQUENCE_BITS))
-        self._slots.withdraw(first, 1 << FENCE_SEQUENCE_BITS)
+        for start in self._slots.withdraw(first, 1 << FENCE_SEQUENCE_BITS):
+            self._disowned.pop(start.fence, None)  # its process has passed it over meanwhile
         for start, _ in list(self._functions.held()):
             if start.fence >> FENCE_SEQUENCE_BITS == epoch:
                 self._disowned[start.fence] = None
@@ -734,9 +736,18 @@ class Agent:
             self._stop_bringing(fence)
         elif not unstarted:
             self._executor.kill(fence, grace)
-            self._functions.kill(fence, grace)
+            if not self._functions.kill(fence, grace):
+                asyncio.get_running_loop().call_later(MOMENT, self._kill_again, fence, grace)
+
+    def _kill_again(self, fence: int, grace: float) -> None:
+        """It was about to begin or to be passed over: it runs now, or waits for a lane once more."""
+        self._kill(fence, grace)
+        self._start_next()
 
     def _give_back(self, start: Start, ending: Ending) -> None:
+        if start.fence in self._disowned:
+            del self._disowned[start.fence]
+            return
         self._result(start, Ended(start.fence, ending, 0, 0, 0, 0, ""))
 
     def _forget(self, run: int) -> None:

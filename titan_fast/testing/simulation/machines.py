@@ -1,7 +1,8 @@
 """Machines without hardware: processes that are only a start and an end, and what an agent touches of its machine.
 
-A `Host` outlives the agents on it, as its processes and files do; it plays the keeper, too. Every start and end of a
-process is told to a `Ledger` that nobody who is tested can reach.
+A `Host` outlives the agents on it, as its processes and files do, but those for functions (`lanes`); it plays the
+keeper, too. Every start and end of a process, or of a function in one, is told to a `Ledger` that nobody who is tested
+can reach.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import msgspec
 
 from titan_fast.ids import Ending, epoch_of
 from titan_fast.protocol.connection import Incoming
+from titan_fast.testing.simulation.lanes import LaneProcess, SimulatedFunctions
 from titan_fast.testing.simulation.world import Clock, Program, World
 from titan_fast.worker.executors.base import Attempt, Clocks, Exit, Left, Observer, Outcome
-from titan_fast.worker.executors.functions import NoFunctions
 from titan_fast.worker.executors.functions import Observer as FunctionObserver
 from titan_fast.worker.journal import Journal
 from titan_fast.worker.output import Emit
@@ -39,10 +40,16 @@ class Plan(msgspec.Struct, frozen=True):
     """Seconds it goes on after TERM."""
     is_poison: bool = False
     """It takes its machine with it."""
+    is_exit: bool = False
+    """Of a function: with EXIT it ends its process."""
+    said: str = ""
+    """Of a function that fails: what its exception says."""
+    output: int = 0
+    """Of a function: bytes that it writes."""
 
 
 class Process(msgspec.Struct, eq=False):
-    """A process as its machine knows it. Times are the world's."""
+    """A process as its machine knows it, or a function while it runs in one. Times are the world's."""
 
     host: str
     fence: int
@@ -61,7 +68,17 @@ class Process(msgspec.Struct, eq=False):
     asked: Ending | None = None
     """Why it was asked to end, if it was."""
     is_power_cut: bool = False
+    """It went with its machine; a function, with its agent."""
     is_reaped: bool = False
+    is_function: bool = False
+    payload: bytes = b""
+    given: Sequence[list[bytes]] = ()
+    """Results of others that it was given: of each task or array among its arguments."""
+    said: str = ""
+    """What its exception said."""
+    is_hit: bool = False
+    """Its agent ended it, and meant something else."""
+    result: bytes = b""
 
     @property
     def is_running(self) -> bool:
@@ -74,6 +91,9 @@ class Ledger(Protocol):
     def started(self, process: Process) -> None: ...
     def asked_to_end(self, process: Process, why: Ending, grace: float) -> None: ...
     def ended(self, process: Process) -> None: ...
+
+    def never_began(self, fence: int, why: str) -> None:
+        """A function whose process ended before it came to it."""
 
 
 class Host:
@@ -95,15 +115,31 @@ class Host:
         """By fence: what runs, and what has ended and no agent has reaped yet."""
         self.executor: SimulatedExecutor | None = None
         """That of the agent that lives."""
+        self.lanes: list[LaneProcess] = []
+        """Processes for functions that live."""
+        self.functions: SimulatedFunctions | None = None
+        """Those of the newest agent."""
+        self.rng_of_lanes = world.chance("lanes", name)
         self.on_poison: Callable[[], None] = lambda: None
 
     def clocks(self) -> Clocks:
         now = self.world.now + self.clock.monotonic
         return Clocks(self.world.now + self.clock.wall, now, now)
 
+    @property
+    def load(self) -> int:
+        """What runs here, or has just ended."""
+        return len(self.processes) + sum(1 for lane in self.lanes if lane.process is not None)
+
     def lose_agent(self) -> None:
-        """Its processes run on."""
+        """Its processes run on, but those for functions."""
         self.executor = None
+        self._lose_lanes()
+
+    def _lose_lanes(self) -> None:
+        self.functions = None
+        for lane in list(self.lanes):
+            lane.vanish()
 
     def lose_power(self) -> None:
         """Everything on it is gone at once, and of its files the end that was not on the disk."""
@@ -114,6 +150,7 @@ class Host:
                 self.ledger.ended(process)
         self.processes.clear()
         self.executor = None
+        self._lose_lanes()
         self.boots += 1
         if self.rng.random() < 0.5:
             self.journal.forget_the_end(self.rng)
@@ -127,6 +164,16 @@ class Host:
         self.world.after(process.plan.seconds, self._ends, process, process.plan.ending, process.plan.code)
         return process
 
+    def call(
+        self, attempt: Attempt, pid: int, agent: str, nonce: str, payload: bytes, given: list[list[bytes]]
+    ) -> Process:
+        """A function begins in one of the processes for them."""
+        plan = self.plan(attempt)
+        process = Process(self.name, attempt.fence, attempt.task, pid, self.world.now, plan, agent, nonce)
+        process.is_function, process.payload, process.given = True, payload, given
+        self.ledger.started(process)
+        return process
+
     def signal(self, process: Process, number: int) -> None:
         if process.is_running:
             after = 0.0 if number == SIGKILL else process.plan.stubborn
@@ -138,9 +185,16 @@ class Host:
                 self.on_poison()
                 return
             process.ended, process.ending, process.code = self.world.now, ending, code
+            if process.asked is None and ending is Ending.EXIT and not code:
+                process.result = result_of(process.fence)
             self.ledger.ended(process)
             if self.executor is not None:
                 self.executor.child_ended(process)
+
+
+def result_of(fence: int) -> bytes:
+    """What a command that succeeds writes."""
+    return b"" if fence % 5 else b"ok"
 
 
 class Bytes:
@@ -246,7 +300,7 @@ class SimulatedExecutor:
             self._program.call_soon(self._tell, process.fence, ending, code, wall, process.ended - process.started)
 
     def _tell(self, fence: int, ending: Ending, code: int, wall: float, duration: float) -> None:
-        result = b"ok" if ending is Ending.EXIT and not code and fence % 5 == 0 else b""
+        result = result_of(fence) if ending is Ending.EXIT and not code else b""
         self._observer.attempt_ended(Outcome(fence, ending, code, max(wall, 0.0), max(duration, 0.0), 0, result))
 
     def kill(self, fence: int, grace: float) -> None:
@@ -290,8 +344,10 @@ class SimulatedMachine:
     def executor(self, observer: Observer) -> SimulatedExecutor:
         return SimulatedExecutor(self.host, self.program, self.nonce, observer, self.journal)
 
-    def functions(self, observer: FunctionObserver, slots: int) -> NoFunctions:
-        return NoFunctions()
+    def functions(self, observer: FunctionObserver, slots: int) -> SimulatedFunctions:
+        functions = SimulatedFunctions(self.host, self.program, self.nonce, observer, self.journal, slots)
+        self.host.functions = functions
+        return functions
 
     def shipper(self, emit: Emit) -> _Silence:
         return _Silence()

@@ -337,6 +337,13 @@ class Program(asyncio.BaseEventLoop):
     def remove_signal_handler(self, sig: int) -> bool:
         return False
 
+    def remove_reader(self, fd: Any) -> bool:
+        """There are no descriptors here; who has something to say calls."""
+        return False
+
+    def remove_writer(self, fd: Any) -> bool:
+        return False
+
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """What asyncio would log is a failure here."""
         if self.is_dead or self.world.is_over:

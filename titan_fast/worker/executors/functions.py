@@ -29,7 +29,6 @@ import msgspec
 
 from titan_fast import _layout as layout
 from titan_fast._accel import pack
-from titan_fast.errors import InvalidGraph
 from titan_fast.ids import Ending, format_fence
 from titan_fast.worker.executors import _pool
 from titan_fast.worker.executors.spawn import FILE_LIMIT
@@ -41,6 +40,8 @@ BATCH = 0.001
 MAX_BATCH = 512
 MAX_BATCH_BYTES = 1 << 20
 """Of payloads, from which on a batch takes no more lots."""
+MOMENT = 0.002
+"""Seconds after which a process has come to what it was about to do."""
 LOOK = 0.025
 """Seconds between looks at the lanes that are busy."""
 STUCK = 0.02
@@ -58,7 +59,6 @@ MAX_COSTS = 1000
 MAX_KNOWN = 256
 """Specs that a process is told of until it forgets them all."""
 
-_MOMENT = 0.002
 _DRAIN = 0.00002
 """Seconds, more than any processor keeps what it has written to itself: a claim that was made before our range could be
 seen is seen after them. So the processes need no barrier of their own for each member."""
@@ -202,40 +202,12 @@ class Runner(Protocol):
 
     def feed(self, function: Function, has_slot: bool, most: int, cut: Callable[[int], Stretch]) -> bool | None: ...
     def take_back(self, fence: int, count: int) -> list[Stretch]: ...
-    def kill(self, fence: int, grace: float) -> None: ...
+    def kill(self, fence: int, grace: float) -> bool: ...
     def held(self) -> Iterator[tuple[Start, int]]: ...
     def is_running(self, fence: int) -> bool: ...
     def harvest(self) -> None: ...
     def forget(self, project: str) -> None: ...
     async def close(self, grace: float) -> None: ...
-
-
-class NoFunctions:
-    """For a machine that has none: a simulation's."""
-
-    def feed(self, function: Function, has_slot: bool, most: int, cut: Callable[[int], Stretch]) -> bool | None:
-        raise InvalidGraph("this worker runs no functions")
-
-    def take_back(self, fence: int, count: int) -> list[Stretch]:
-        return []
-
-    def kill(self, fence: int, grace: float) -> None:
-        return
-
-    def held(self) -> Iterator[tuple[Start, int]]:
-        return iter(())
-
-    def is_running(self, fence: int) -> bool:
-        return False
-
-    def harvest(self) -> None:
-        return
-
-    def forget(self, project: str) -> None:
-        return
-
-    async def close(self, grace: float) -> None:
-        return
 
 
 class _Entry:
@@ -283,7 +255,7 @@ class _Lane:
         self.started = 0
         """Position that was said to have started."""
         self.ending: tuple[int, Ending] | None = None
-        """(position, how) of the member it is being ended for."""
+        """(position, how) of the member it is being ended for; 0: for none, whatever it is at."""
         self.kill_at = 0.0
         self.is_stuck = self.is_dead = self.is_old = False
         """Old: its working copy is about to go, so it gets nothing more."""
@@ -344,6 +316,8 @@ class Functions:
         Raises:
             OSError: there is no process for it; nothing was taken.
         """
+        if self._is_closed:
+            return None
         lane = self._idle_lane(function.kind) if has_slot else self._busy_lane(function)
         if lane is None:
             return None
@@ -416,8 +390,15 @@ class Functions:
         if len(self._lanes) >= self._slots + SPARE and self._idle:
             self._retire(self._idle[0])
         self._numbers += 1
-        os.makedirs(self._folder, 0o700, exist_ok=True)
         lane = _Lane(kind, f"{self._folder}/{os.getpid()}-{self._numbers}.output")
+        self._launch(lane)
+        self._lanes.append(lane)
+        return lane
+
+    def _launch(self, lane: _Lane) -> None:
+        """Start its process, and listen to it. Raises OSError."""
+        kind = lane.kind
+        os.makedirs(self._folder, 0o700, exist_ok=True)
         ours, theirs = socket.socketpair()
         memory = _shared(_pool.SIZE)
         output = os.open(lane.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | _SAFELY, 0o600)
@@ -447,12 +428,10 @@ class Functions:
         ours.setblocking(False)
         lane.link = ours
         lane.cells = memoryview(lane.memory)[: 8 * _CELLS].cast("Q")
-        self._lanes.append(lane)
         self._loop.add_reader(ours.fileno(), self._heard, lane)
         if hasattr(os, "pidfd_open"):
             lane.pidfd = os.pidfd_open(lane.process.pid)
             self._loop.add_reader(lane.pidfd, self._died, lane)
-        return lane
 
     def _say(self, lane: _Lane, *messages: tuple[bytes, bytes]) -> None:
         """Each is its kind and what it says; one write for all."""
@@ -701,9 +680,14 @@ class Functions:
                 unrun += self._take_all_back(lane)
         return unrun
 
-    def kill(self, fence: int, grace: float) -> None:
-        """TERM to its process and what that started, ``grace`` seconds later KILL; ends as KILLED. What nobody is at
-        any more is ignored."""
+    def kill(self, fence: int, grace: float) -> bool:
+        """TERM to its process and what that started, ``grace`` seconds later KILL (at once without any); ends as
+        KILLED. What nobody is at any more is ignored. What is behind it in its lane has been taken back before.
+
+        Returns:
+            Whether that is all; False: its process is about to begin it, or to pass it over and to say so. In a
+            `MOMENT` one of them is true, and it can be killed or taken back.
+        """
         for lane in self._lanes:
             for entry in lane.book:
                 if not _meets(entry, fence, 1):
@@ -713,10 +697,9 @@ class Functions:
                 if claimed == position and lane.cells[_pool.BEGAN]:
                     if lane.ending is None:
                         self._end(lane, position, Ending.KILLED, grace)
-                elif claimed <= position:
-                    # It is about to begin, or to be passed over; in a moment one of them will be true.
-                    self._loop.call_later(_MOMENT, self.kill, fence, grace)
-                return
+                    return True
+                return claimed > position
+        return True
 
     def _take_all_back(self, lane: _Lane) -> list[Stretch]:
         """What the process has not claimed: from now on it passes it over. Should it be on its way there in this very
@@ -733,7 +716,7 @@ class Functions:
         else:
             cells[_pool.TAKEN_TO] = lane.next
             return []
-        time.sleep(_DRAIN)
+        self._let_it_be_seen(lane)
         if cells[_pool.CLAIMED] != claimed:
             return []
         taken: list[Stretch] = []
@@ -754,22 +737,28 @@ class Functions:
     def _end(self, lane: _Lane, position: int, ending: Ending, grace: float) -> None:
         lane.ending = (position, ending)
         lane.kill_at = time.monotonic() + grace
-        self._signal(lane, signal.SIGTERM)
+        self._signal(lane, signal.SIGTERM if grace else signal.SIGKILL)
         self._look_soon()
 
-    @staticmethod
-    def _signal(lane: _Lane, number: int) -> None:
-        """To the process and what it started."""
+    def _signal(self, lane: _Lane, number: int) -> None:
         if lane.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(lane.process.pid, number)
+            self._signal_group(lane, number)
+
+    def _signal_group(self, lane: _Lane, number: int) -> None:
+        """To the process, if it is there, and what it started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(lane.process.pid, number)
+
+    def _let_it_be_seen(self, lane: _Lane) -> None:
+        """Wait until the process sees what we wrote, and we what it wrote before that."""
+        time.sleep(_DRAIN)
 
     # ---------------------------------------------------------------- dying
 
     def _wait_for(self, lane: _Lane) -> None:
         """Where there are no pidfds: it has hung up, so it ends in a moment."""
         if lane.process.poll() is None:
-            self._loop.call_later(_MOMENT, self._wait_for, lane)
+            self._loop.call_later(MOMENT, self._wait_for, lane)
         else:
             self._died(lane)
 
@@ -788,11 +777,10 @@ class Functions:
         self._loop.remove_reader(lane.link.fileno())
         self._loop.remove_writer(lane.link.fileno())
         lane.link.close()
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(lane.process.pid, signal.SIGKILL)
+        self._signal_group(lane, signal.SIGKILL)
+        was_busy = bool(lane.book)
         death = self._blame(lane)
         unrun = [entry.stretch for entry in lane.book if not entry.is_taken]
-        was_busy = bool(lane.book) or death is not None
         lane.book.clear()
         lane.cells.release()
         lane.memory.close()
@@ -830,7 +818,7 @@ class Functions:
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             note = f"the process for functions ended at its start ({how})"
             code = errno.ECHILD
-        elif lane.ending is not None and lane.ending[0] == position:
+        elif lane.ending is not None and lane.ending[0] in (0, position):
             ending = lane.ending[1]
         elif code < 0:
             ending, code = Ending.SIGNAL, -code
@@ -888,6 +876,8 @@ class Functions:
     async def close(self, grace: float) -> None:
         """Kill everything, wait until it is gone."""
         self._is_closed = True
+        if unrun := [stretch for lane in self._lanes for stretch in self._take_all_back(lane)]:
+            self._observer.functions_unrun(unrun)
         for lane in list(self._lanes):
             if lane.ending is None:
                 position = lane.running()[0]
