@@ -22,12 +22,14 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from titan_fast.errors import InvalidUsage, ProjectError, StateLocked, UserError
 from titan_fast.ids import format_fence
+from titan_fast.worker.executors.tree import is_alone
 from titan_fast.worker.unpacking import MAX_PROJECT_BYTES, MAX_PROJECT_ENTRIES, Unpacking
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -265,8 +267,8 @@ class Workspace:
     def attempt_dir(self, fence: int, make: bool = True) -> str:
         """The directory of an attempt; made unless ``make`` is false.
 
-        A used one is renamed when there is one: on ext4 the first file in a new directory can cost more than
-        starting a process.
+        A used one is renamed when there is one, with its output, emptied: on ext4 the first file in a new directory
+        can cost more than starting a process, and so can a file where thousands have been deleted in the last seconds.
         """
         place = f"{self._attempts}/{format_fence(fence)}"
         if not make:
@@ -324,8 +326,10 @@ class Workspace:
             names = os.listdir(folder)
             if len(self._spare) < _MAX_SPARE and _is_quick_to_empty(folder, names):
                 for name in names:
-                    os.unlink(name, dir_fd=folder)
-                os.fchmod(folder, 0o700)
+                    if name != "output" or not _is_emptied(folder, name):
+                        os.unlink(name, dir_fd=folder)
+                if os.fstat(folder).st_mode & 0o7777 != 0o700:
+                    os.fchmod(folder, 0o700)
                 spare = f"{self._spare_folder}/{next(self._numbers)}"
                 os.rename(place, spare)
                 self._spare.append(spare)
@@ -365,6 +369,26 @@ def _is_quick_to_empty(folder: int, names: list[str]) -> bool:
     if not _FILES_OF_OURS.issuperset(names):
         return False
     return "result" not in names or os.stat("result", dir_fd=folder, follow_symlinks=False).st_size <= _LARGE
+
+
+def _is_emptied(folder: int, name: str) -> bool:
+    """Empty an output to be used again. Not when it is in the way of the next one: another process has it open, it has
+    other names, it is no file."""
+    try:
+        fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return False
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_mode & 0o7777 != 0o600:
+            return False
+        if status.st_size:
+            os.ftruncate(fd, 0)
+        return is_alone(fd)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def _write_durably(path: Path, text: str) -> None:

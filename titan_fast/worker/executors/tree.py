@@ -172,19 +172,29 @@ def is_held(fd: int) -> bool:
     A read lease can only be taken while nobody writes, so asking for one answers the question for two system calls
     instead of a walk through every process's descriptors. It is given back at once.
     """
+    return _can_lease(fd, fcntl.F_RDLCK) is False
+
+
+def is_alone(fd: int) -> bool:
+    """Whether nobody but this descriptor has its file open; False when that cannot be told."""
+    return _can_lease(fd, fcntl.F_WRLCK) is True
+
+
+def _can_lease(fd: int, kind: int) -> bool | None:
+    """Whether the system grants a lease, which is given back at once; None: there are none for this file."""
     lease = getattr(fcntl, "F_SETLEASE", None)
     if lease is None:
-        return False
+        return None
     try:
         # Whoever opens the file in between makes the kernel send the lease's signal: not SIGIO, which would end us.
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(fd, lease, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, lease, kind)
     except BlockingIOError:
-        return True
-    except OSError:
         return False
+    except OSError:
+        return None
     fcntl.fcntl(fd, lease, fcntl.F_UNLCK)
-    return False
+    return True
 
 
 class Found(NamedTuple):
