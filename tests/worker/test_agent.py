@@ -90,8 +90,7 @@ def test_the_start_of_what_has_ended_is_not_told(stage):
         session.keep_all()
         session.assign(A, first=A & 0xFF)
         session.assign(B, first=B & 0xFF)
-        while not stage.executor.running:
-            await asyncio.sleep(0)
+        await stage.executor.until_running(A)
         stage.executor.end(A)
         await master.until(lambda: session.frames(Op.STARTED))
         assert [list(frame.columns[3]) for frame in session.frames(Op.STARTED)] == [[B]]
@@ -108,8 +107,7 @@ def test_results_wait_for_each_other_only_while_much_work_waits_here(make_stage,
         fences = [make_fence(1, number) for number in range(1, 8)]
         session = await begin(stage, master, *fences)
         for fence in fences[:3]:
-            while fence not in stage.executor.running:
-                await asyncio.sleep(0)
+            await stage.executor.until_running(fence)
             assert not session.results(), "four and more wait"
             stage.executor.end(fence)
         await master.until(lambda: session.results())

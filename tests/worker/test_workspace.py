@@ -153,7 +153,8 @@ def test_an_output_is_used_again_when_nobody_else_has_it(space, tmp_path):
     path = output_of(2)
     assert os.stat(path).st_ino == inode
     space.remove_attempt(2)
-    assert os.listdir(place := space.attempt_dir(3)) == ["output"] and not os.stat(f"{place}/output").st_size
+    place = space.attempt_dir(3)
+    assert os.listdir(place) == ["output"] and not os.stat(f"{place}/output").st_size
 
     with open(f"{place}/output", "a"):
         space.remove_attempt(3)

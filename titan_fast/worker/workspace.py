@@ -38,6 +38,7 @@ _FILES_OF_OURS = {"output", "output.gap", "result"}
 _MAX_SPARE = 256
 _LARGE = 16 << 20
 """Bytes of a result that a thread had better delete; outputs are kept short."""
+_PIECE = 1 << 20
 _ROOM = 1 << 20
 """Bytes that must fit on the disk before attempts are started again."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -239,7 +240,7 @@ class Workspace:
             if not project:
                 os.mkdir(new, 0o700)
             elif self.has_project(project):
-                shutil.copytree(self._project(project), new)
+                _copy_tree(self._project(project), new)
             else:
                 raise ProjectError(f"the project {project} is not on this worker")
             self._put_in_place(new, place)
@@ -398,6 +399,37 @@ def _write_durably(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(new, path)
+
+
+def _copy_tree(source: str, target: str) -> None:
+    """As shutil.copytree does it for what `unpacking` writes, files and folders alone, in half the time: for a
+    project of small files the system calls are what counts."""
+    os.mkdir(target, 0o700)
+    with os.scandir(source) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                _copy_tree(entry.path, f"{target}/{entry.name}")
+            else:
+                _copy_file(entry.path, f"{target}/{entry.name}")
+    shutil.copystat(source, target)
+
+
+def _copy_file(source: str, target: str) -> None:
+    reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(reading)
+        mode = stat.S_IMODE(status.st_mode)
+        writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            while data := os.read(reading, min(max(status.st_size, 1) + 1, _PIECE)):
+                while data:
+                    data = data[os.write(writing, data) :]
+            os.fchmod(writing, mode)
+            os.utime(writing, ns=(status.st_atime_ns, status.st_mtime_ns))
+        finally:
+            os.close(writing)
+    finally:
+        os.close(reading)
 
 
 def _delete_tree(path: str) -> None:

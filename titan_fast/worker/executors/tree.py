@@ -22,7 +22,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
-import psutil
 
 _TO_GROUP = 4
 """PIDFD_SIGNAL_PROCESS_GROUP (Linux 6.9): to the group led by this process, also when it has been waited for."""
@@ -267,11 +266,16 @@ def is_over(pidfd: int) -> bool:
 
 def has_exited(pid: int) -> bool:
     """Whether a child of ours has ended; it stays to be waited for."""
-    try:
-        if hasattr(os, "waitid"):
+    if hasattr(os, "waitid"):
+        try:
             return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True
+    import psutil  # a mebibyte that is needed only where there is nothing better
+
+    try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except (ChildProcessError, psutil.NoSuchProcess):
+    except psutil.NoSuchProcess:
         return True
 
 
@@ -377,6 +381,8 @@ def _stat_fields(pid: int | str) -> list[bytes]:
 
 
 def _psutil_processes() -> Iterator[_Process]:
+    import psutil
+
     for process in psutil.process_iter():
         try:
             if process.status() != psutil.STATUS_ZOMBIE:
@@ -396,6 +402,8 @@ def _start_of(pid: int) -> int:
     if _HAS_PROC:
         process = _proc_process(pid)
         return -1 if process is None else process.start
+    import psutil
+
     try:
         return int(psutil.Process(pid).create_time() * 1e6)
     except psutil.Error:
@@ -405,6 +413,8 @@ def _start_of(pid: int) -> int:
 def _environment_of(pid: int) -> bytes:
     if _HAS_PROC:
         return _read(f"/proc/{pid}/environ")
+    import psutil
+
     try:
         entries = psutil.Process(pid).environ()
     except (psutil.Error, OSError):
