@@ -1,9 +1,10 @@
 """A process that has Python up and waits to be forked: each fork of it is one attempt's script.
 
 Started by path, ``python -u -P _template.py AGENT FOLDER [MODULE…]``, with a socket to its agent as descriptor 3. It
-never executes a script, opens nothing while it serves, and its loop is "take an order, fork". A fork is a child of the
-agent (docs/decisions/012-warm-children.md), so nobody here waits for it, and it outlives this process. Imports nothing
-of the house and little of anything else, for a script must find what a fresh interpreter has. Gone when its agent is.
+never executes a script, opens nothing while it serves but a small script to compile it, and its loop is "take an order,
+fork". A fork is a child of the agent (docs/decisions/012-warm-children.md), so nobody here waits for it, and it outlives
+this process. Imports nothing of the house and little of anything else, for a script must find what a fresh interpreter
+has. Gone when its agent is.
 
 Orders are marshalled, one a message, with the descriptor of the agent's journal. Answers are words: ``up``, ``no WHY``,
 and of the child itself ``began NUMBER PID`` or ``failed NUMBER PID ERRNO STEP``; PID 0 when there is no child.
@@ -24,6 +25,7 @@ _FRESH = frozenset(sys.modules)
 import _imp
 import _signal  # type: ignore[import-not-found]  # `signal` would load much more
 import _socket
+import _warnings
 import _weakref
 import atexit
 import ctypes
@@ -46,6 +48,8 @@ SOCKET = 3
 MAX_ORDER = 1 << 18
 MAX_CODE = 1 << 17
 """Bytes of a compiled script that is worth keeping."""
+SMALL = 1 << 13
+"""Bytes of a script that is compiled before the fork: it takes a few milliseconds at most."""
 MOST_SCRIPTS = 1024
 MOST_CODE = 16 << 20
 ROOM = 1 << 15
@@ -63,6 +67,7 @@ _IGNORED = (_signal.SIGPIPE, _signal.SIGXFSZ)
 """What Python ignores, and what it starts must not."""
 _PR_SET_PDEATHSIG, _PR_GET_TID_ADDRESS, _PR_SET_MM, _PR_SET_MM_MAP = 1, 40, 35, 14
 _RLIMIT_FSIZE = 1
+_FILE_TYPE, _REGULAR = 0o170000, 0o100000
 
 _PROBES = {
     "numpy": "a = module.ones((300, 300)); assert (a @ a)[0, 0] == 300; module.linalg.eigvalsh(a)",
@@ -259,16 +264,18 @@ class Template:
             size, rights, _, _ = receive([buffer], 64)
             if not size:
                 os._exit(0)
+            # Whatever is done here is done once; each page that a child writes to is copied first.
+            order = marshal.loads(memoryview(buffer)[:size])
             self._keep_codes()
+            self._compile(order[1][2])
             pid = fork()
             journal = int.from_bytes(rights[0][2][:4], sys.byteorder) if rights else -1
             if pid == 0:
-                order = marshal.loads(bytes(buffer[:size]))
                 return Child(self._system, order, journal, self._agent.detach(), self._keeping.detach(), self._codes)
             if journal >= 0:
                 os.close(journal)
             if pid < 0:
-                self.say(f"failed {marshal.loads(bytes(buffer[:size]))[0]} 0 {-pid} fork")
+                self.say(f"failed {order[0]} 0 {-pid} fork")
 
     def _keep_codes(self) -> None:
         """What children compiled since the last order."""
@@ -277,11 +284,35 @@ class Template:
                 path, stamp, code = marshal.loads(data := self._kept.recv(MAX_CODE))
             except BlockingIOError:
                 return
-            self._size += len(data) - self._codes.pop(path, (0, 0, 0))[2]
-            self._codes[path] = (stamp, code, len(data))
-            while len(self._codes) > MOST_SCRIPTS or self._size > MOST_CODE:
-                oldest = next(iter(self._codes))
-                self._size -= self._codes.pop(oldest)[2]
+            self._keep(path, stamp, code, len(data))
+
+    def _keep(self, path: bytes, stamp: tuple[int, ...], code: CodeType, size: int) -> None:
+        self._size += size - self._codes.pop(path, (0, 0, 0))[2]
+        self._codes[path] = (stamp, code, size)
+        while len(self._codes) > MOST_SCRIPTS or self._size > MOST_CODE:
+            oldest = next(iter(self._codes))
+            self._size -= self._codes.pop(oldest)[2]
+
+    def _compile(self, path: bytes) -> None:
+        """A small script that is not known yet. What is large, is no file, has an error or makes the compiler warn is
+        left to the child."""
+        try:
+            stamp = _stamp(status := os.stat(path))
+            known = self._codes.get(path)
+            if known is not None and known[0] == stamp:
+                return
+            if status.st_mode & _FILE_TYPE != _REGULAR or status.st_size > SMALL:
+                return
+            script = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                source = os.read(script, SMALL + 1)
+                if _stamp(os.fstat(script)) == stamp and len(source) == status.st_size:
+                    code = _compile_without_warning(source, os.fsdecode(path))
+                    self._keep(path, stamp, code, 4 * len(source) + 1000)
+            finally:
+                os.close(script)
+        except Exception:
+            pass  # the child finds the same, and tells
 
     def _probe(self, names: list[str]) -> NoReturn:
         """In a child: use the modules, and end."""
@@ -379,7 +410,7 @@ class Child:
             script = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             status = os.fstat(script)
             place = os.readlink(f"/proc/self/fd/{script}")
-            stamp = (status.st_mtime_ns, status.st_size, status.st_ino, status.st_dev)
+            stamp = _stamp(status)
             known = self._codes.get(path)
             if known is not None and known[0] == stamp:
                 code = known[1]
@@ -518,6 +549,23 @@ class Child:
                 if name == "stdout":
                     _write_error(f"Exception ignored in: {stream!r}\n")
                     sys.__excepthook__(type(error), error.with_traceback(None), None)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    """What tells one content of a file from another."""
+    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_dev
+
+
+def _compile_without_warning(source: bytes, path: str) -> CodeType:
+    """Raises whatever the compiler has to say, a warning, too: it is the child's to tell, each time."""
+    changed = _warnings._filters_mutated  # type: ignore[attr-defined]
+    _warnings.filters.insert(0, ("error", None, Warning, None, 0))
+    changed()
+    try:
+        return compile(source, path, "exec", dont_inherit=True)
+    finally:
+        del _warnings.filters[0]
+        changed()
 
 
 def _is_shadowed(folder: str) -> bool:
