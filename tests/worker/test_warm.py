@@ -140,6 +140,16 @@ def stage(tmp_path):
 # ---------------------------------------------------------------- the same as a fresh interpreter
 
 CORPUS = {
+    "the compiler warns": """
+        print((1 + 1) is 2)
+    """,
+    "more than is compiled before the fork": """
+        def add(a, b):
+            return a + b
+        print(add(1, 2))
+    """
+    + "# "
+    + "x" * 9000,
     "nothing": "",
     "hello": "print('hello'); import sys; print('err', file=sys.stderr)",
     "bytes": "import sys; sys.stdout.buffer.write(bytes(range(256)))",

@@ -1,10 +1,10 @@
 """A process that has Python up and waits to be forked: each fork of it is one attempt's script.
 
 Started by path, ``python -u -P _template.py AGENT FOLDER [MODULE…]``, with a socket to its agent as descriptor 3. It
-never executes a script, opens nothing while it serves but a small script to compile it, and its loop is "take an order,
-fork". A fork is a child of the agent (docs/decisions/012-warm-children.md), so nobody here waits for it, and it outlives
-this process. Imports nothing of the house and little of anything else, for a script must find what a fresh interpreter
-has. Gone when its agent is.
+never executes a script, opens nothing while it serves but small scripts to compile them, and its loop is "take an
+order, fork". A fork is a child of the agent (docs/decisions/012-warm-children.md), so nobody here waits for it, and it
+outlives this process. Imports nothing of the house and little of anything else, for a script must find what a fresh
+interpreter has. Gone when its agent is.
 
 Orders are marshalled, one a message, with the descriptor of the agent's journal. Answers are words: ``up``, ``no WHY``,
 and of the child itself ``began NUMBER PID`` or ``failed NUMBER PID ERRNO STEP``; PID 0 when there is no child.
@@ -417,8 +417,7 @@ class Child:
             else:
                 source = os.read(script, status.st_size + 1)
                 if len(source) == status.st_size:
-                    code = compile(source, os.fsdecode(path), "exec", dont_inherit=True)
-                    self._keep(marshal.dumps((path, stamp, code)))
+                    code = self._compile(source, path, stamp)
             folder = place.rpartition("/")[0] or "/"
             if _is_shadowed(folder):
                 code = None
@@ -428,6 +427,15 @@ class Child:
         if code is None or place.endswith(" (deleted)"):
             self._start_over()
         return code, folder
+
+    def _compile(self, source: bytes, path: bytes, stamp: tuple[int, ...]) -> CodeType:
+        name = os.fsdecode(path)
+        try:
+            code = _compile_without_warning(source, name)
+        except Exception:
+            return compile(source, name, "exec", dont_inherit=True)
+        self._keep(marshal.dumps((path, stamp, code)))
+        return code
 
     def _keep(self, data: bytes) -> None:
         if len(data) <= MAX_CODE:
