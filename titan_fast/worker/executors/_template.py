@@ -6,8 +6,9 @@ order, fork". A fork is a child of the agent (docs/decisions/012-warm-children.m
 outlives this process. Imports nothing of the house and little of anything else, for a script must find what a fresh
 interpreter has. Gone when its agent is.
 
-Orders are marshalled, one a message, with the descriptor of the agent's journal. Answers are words: ``up``, ``no WHY``,
-and of the child itself ``began NUMBER PID`` or ``failed NUMBER PID ERRNO STEP``; PID 0 when there is no child.
+Orders are marshalled, one a message, behind the path of the script, with the descriptor of the agent's journal. Answers
+are words: ``up``, ``no WHY``, and of the child itself ``began NUMBER PID`` or ``failed NUMBER PID ERRNO STEP``; PID 0
+when there is no child.
 """
 
 # ruff: noqa: E402, SIM105  (the order of the first lines matters; contextlib would have to be loaded)
@@ -34,6 +35,7 @@ import marshal
 import os
 import posix
 import time
+from itertools import islice as _islice
 
 TYPE_CHECKING = False  # as `typing` has it, which a fresh interpreter has not loaded
 if TYPE_CHECKING:
@@ -52,10 +54,15 @@ SMALL = 1 << 13
 """Bytes of a script that is compiled before the fork: it takes a few milliseconds at most."""
 MOST_SCRIPTS = 1024
 MOST_CODE = 16 << 20
+MOST_FOLDERS = 64
 ROOM = 1 << 15
 """Bytes of arguments and environment that a child need not find room for."""
 MOST_LOOKS = 64
 """Names that are looked for in a folder one by one, as long as it may be."""
+SETTLED = 50_000_000
+"""Nanoseconds after which a folder that changes has another time of its last change, however coarse that is."""
+_BEFORE_BYTES = 5
+"""What marshal writes before bytes: a type and their number."""
 PROBE_TIME = 5.0
 """Seconds a forked child has to use what was loaded."""
 
@@ -215,6 +222,9 @@ class Template:
         self._kept.setblocking(False)
         self._keeping.setblocking(False)
         self._codes: Codes = {}
+        self._folders: dict[str, tuple[int, ...]] = {}
+        """What folders with scripts were like in which nothing stands before a module of ours."""
+        self._known = self._codes, self._folders
         self._size = 0
 
     def load(self, names: list[str]) -> str:
@@ -264,27 +274,33 @@ class Template:
             size, rights, _, _ = receive([buffer], 64)
             if not size:
                 os._exit(0)
-            # Whatever is done here is done once; each page that a child writes to is copied first.
-            order = marshal.loads(memoryview(buffer)[:size])
-            self._keep_codes()
-            self._compile(order[1][2])
+            self._hear_children()
+            path = marshal.loads(buffer)
+            self._compile(path)
             pid = fork()
             journal = int.from_bytes(rights[0][2][:4], sys.byteorder) if rights else -1
             if pid == 0:
-                return Child(self._system, order, journal, self._agent.detach(), self._keeping.detach(), self._codes)
+                order = marshal.loads(memoryview(buffer)[_BEFORE_BYTES + len(path) : size])
+                return Child(self._system, order, journal, self._agent.detach(), self._keeping.detach(), self._known)
             if journal >= 0:
                 os.close(journal)
             if pid < 0:
-                self.say(f"failed {order[0]} 0 {-pid} fork")
+                number = marshal.loads(memoryview(buffer)[_BEFORE_BYTES + len(path) : size])[0]
+                self.say(f"failed {number} 0 {-pid} fork")
 
-    def _keep_codes(self) -> None:
-        """What children compiled since the last order."""
+    def _hear_children(self) -> None:
+        """What they compiled, and which folders they looked at, since the last order."""
         while True:
             try:
                 path, stamp, code = marshal.loads(data := self._kept.recv(MAX_CODE))
             except BlockingIOError:
                 return
-            self._keep(path, stamp, code, len(data))
+            if code is not None:
+                self._keep(path, stamp, code, len(data))
+            else:
+                self._folders[path] = stamp
+                if len(self._folders) > MOST_FOLDERS:
+                    del self._folders[next(iter(self._folders))]
 
     def _keep(self, path: bytes, stamp: tuple[int, ...], code: CodeType, size: int) -> None:
         self._size += size - self._codes.pop(path, (0, 0, 0))[2]
@@ -342,12 +358,12 @@ class Child:
         journal: int,
         agent: int,
         keeping: int,
-        codes: Codes,
+        known: tuple[Codes, dict[str, tuple[int, ...]]],
     ) -> None:
         self._system = system
         self._agent = agent
         self._keeping = keeping
-        self._codes = codes
+        self._codes, self._folders = known
         number, self._argv, self._env, self._cwd, self._output, self._limit, self._note = order
         self._number: int = number
         self._journal = journal
@@ -419,7 +435,7 @@ class Child:
                 if len(source) == status.st_size:
                     code = self._compile(source, path, stamp)
             folder = place.rpartition("/")[0] or "/"
-            if _is_shadowed(folder):
+            if self._is_shadowed(folder):
                 code = None
         except Exception:
             code = None  # a fresh interpreter knows best what to say
@@ -436,6 +452,18 @@ class Child:
             return compile(source, name, "exec", dont_inherit=True)
         self._keep(marshal.dumps((path, stamp, code)))
         return code
+
+    def _is_shadowed(self, folder: str) -> bool:
+        """Whether a fresh interpreter would load something there instead of a module we have."""
+        status = os.stat(folder)
+        stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
+        if self._folders.get(folder) == stamp:
+            return False
+        if _is_shadowed(folder):
+            return True
+        if time.time_ns() - status.st_ctime_ns > SETTLED:
+            self._keep(marshal.dumps((folder, stamp, None)))
+        return False
 
     def _keep(self, data: bytes) -> None:
         if len(data) <= MAX_CODE:
@@ -577,7 +605,6 @@ def _compile_without_warning(source: bytes, path: str) -> CodeType:
 
 
 def _is_shadowed(folder: str) -> bool:
-    """Whether a fresh interpreter would load something there instead of a module we have."""
     if len(_OURS) > MOST_LOOKS:
         return not _OURS.isdisjoint(os.listdir(folder))
     return any(os.access(f"{folder}/{name}", os.F_OK) for name in _OURS)
@@ -588,8 +615,8 @@ def _forget_modules() -> None:
     sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
     left = []
     module: Any
-    for name in [name for name in sys.modules if name not in _LOADED or name == "__main__"]:
-        module = sys.modules.pop(name)
+    for name in ["__main__", *_loaded_since()]:
+        module = sys.modules.pop(name, None)
         try:
             left.append(_weakref.ref(module))
         except TypeError:
@@ -608,6 +635,16 @@ def _forget_modules() -> None:
                 for name in list(names):
                     if name != "__builtins__" and (name[:1] == "_" and name[1:2] != "_") >= is_private:
                         names[name] = None
+
+
+def _loaded_since() -> list[str]:
+    """Names of the modules that were not there when the child began. They are the last ones, as long as no other has
+    been taken away; to look at the name of each of the others is to write to it."""
+    names = list(_islice(reversed(sys.modules), max(0, len(sys.modules) - len(_LOADED) + 1)))
+    if not names or names.pop() is not _LAST:
+        return [name for name in sys.modules if name not in _LOADED and name != "__main__"]
+    names.reverse()
+    return names
 
 
 def _collections() -> list[int]:
@@ -654,8 +691,8 @@ def main(arguments: list[str]) -> NoReturn:
     if template is None or problem:
         os.write(SOCKET, f"no {problem}".encode("utf-8", "replace"))
         os._exit(1)
-    global _LOADED, _OURS
-    _LOADED = frozenset(sys.modules)
+    global _LOADED, _LAST, _OURS
+    _LOADED, _LAST = frozenset(sys.modules), next(reversed(sys.modules))
     tails = ("", ".py", ".pyc", *_imp.extension_suffixes())
     if not folder:  # else what was loaded was looked for there first, as the scripts of that folder would
         ours = _LOADED
@@ -667,6 +704,8 @@ def main(arguments: list[str]) -> NoReturn:
 
 _LOADED = _FRESH
 """What is loaded when a child begins."""
+_LAST = ""
+"""What of that was loaded last."""
 _COLLECTIONS: list[int] = []
 """`_collections` at that time."""
 _OURS: frozenset[str] = frozenset()
