@@ -678,7 +678,7 @@ class Agent:
             attempt_dir = self._files.attempt_dir(start.fence)
             environment = build_environment(
                 self._inherited,
-                allow=self._settings.environment,
+                allow=None,
                 graph_env=spec.env,
                 work=work,
                 payload=payload,
@@ -787,7 +787,7 @@ class Agent:
             self._started_timer = asyncio.get_running_loop().call_later(STARTED_AFTER, self._tell_started)
 
     def _output_path(self, fence: int) -> str:
-        return os.path.join(self._files.attempt_dir(fence, make=False), OUTPUT_NAME)
+        return f"{self._files.attempt_dir(fence, make=False)}/{OUTPUT_NAME}"
 
     def attempt_ended(self, outcome: Outcome) -> None:
         fence = outcome.fence
