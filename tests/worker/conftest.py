@@ -165,6 +165,12 @@ class ScriptedExecutor:
         self.full_disk = False
         self.is_deaf = False
         """What is killed goes on."""
+        self._has_started = asyncio.Event()
+
+    async def until_running(self, fence):
+        while fence not in self.running:
+            self._has_started.clear()
+            await self._has_started.wait()
 
     def start(self, attempt):
         loop = asyncio.get_running_loop()
@@ -172,6 +178,7 @@ class ScriptedExecutor:
             loop.call_soon(self._refuse, attempt.fence)
             return
         self.running[attempt.fence] = attempt
+        self._has_started.set()
         self.started.append(attempt.fence)
         self.journal.spawned(attempt.fence, 7, 1.0)
         loop.call_soon(self.observer.attempt_started, attempt.fence, 7, 1000.0)

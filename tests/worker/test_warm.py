@@ -140,6 +140,33 @@ def stage(tmp_path):
 # ---------------------------------------------------------------- the same as a fresh interpreter
 
 CORPUS = {
+    "modules that the template has are taken away": """
+        import sys, weakref
+        class Last:
+            def __del__(self):
+                print("gone")
+        last = Last()
+        import decimal
+        decimal.last = last
+        for name in ("os", "marshal", "time", "io", "codecs"):
+            sys.modules.pop(name, None)
+        import time
+    """,
+    "it is not in sys.modules any more": """
+        import sys
+        del sys.modules["__main__"]
+        print("still here")
+    """,
+    "the compiler warns": """
+        print((1 + 1) is 2)
+    """,
+    "more than is compiled before the fork": """
+        def add(a, b):
+            return a + b
+        print(add(1, 2))
+    """
+    + "# "
+    + "x" * 9000,
     "nothing": "",
     "hello": "print('hello'); import sys; print('err', file=sys.stderr)",
     "bytes": "import sys; sys.stdout.buffer.write(bytes(range(256)))",
@@ -424,6 +451,25 @@ def test_what_lies_beside_a_script_comes_before_what_the_template_has(stage):
         (stage.place(1) / "ctypes.py").write_text("print('mine')")
         await stage.run("import ctypes")
         assert stage.output() == "mine\n"
+
+    stage.play(scene)
+
+
+def test_what_comes_to_lie_beside_a_script_later_does_too(stage, tmp_path):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    script = folder / "script.py"
+    script.write_text("import ctypes; print(getattr(ctypes, 'MINE', False))")
+
+    async def scene():
+        await stage.up()
+        await stage.until(lambda: time.time_ns() - folder.stat().st_ctime_ns > 100_000_000)  # settled: it is remembered
+        for fence in (1, 2):
+            await stage.run("", fence=fence, script=script)
+            assert stage.output(fence) == "False\n"
+        (folder / "ctypes.py").write_text("MINE = True")
+        await stage.run("", fence=3, script=script)
+        assert stage.output(3) == "True\n"
 
     stage.play(scene)
 

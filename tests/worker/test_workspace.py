@@ -140,6 +140,31 @@ def test_a_used_directory_comes_back_empty(space, root):
     assert os.listdir(place) == [] and os.stat(place).st_mode & 0o777 == 0o700
 
 
+def test_an_output_is_used_again_when_nobody_else_has_it(space, tmp_path):
+    def output_of(fence):
+        path = f"{space.attempt_dir(fence)}/output"
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+        with open(path, "w") as file:
+            file.write("old")
+        return path
+
+    inode = os.stat(output_of(1)).st_ino
+    space.remove_attempt(1)
+    path = output_of(2)
+    assert os.stat(path).st_ino == inode
+    space.remove_attempt(2)
+    place = space.attempt_dir(3)
+    assert os.listdir(place) == ["output"] and not os.stat(f"{place}/output").st_size
+
+    with open(f"{place}/output", "a"):
+        space.remove_attempt(3)
+    assert os.listdir(space.attempt_dir(4)) == [], "somebody had it open"
+    space.remove_attempt(4)
+    os.link(output_of(5), tmp_path / "kept")
+    space.remove_attempt(5)
+    assert os.listdir(space.attempt_dir(6)) == [] and (tmp_path / "kept").read_text() == "old"
+
+
 def test_a_large_result_is_left_to_a_thread(space, root):
     place = space.attempt_dir(1)
     with open(f"{place}/result", "wb") as file:

@@ -148,7 +148,7 @@ def worker(with_parent: int | None, **options: Any) -> NoReturn:
     assert keeper is not None and keeper.origin is not None
     agent = [sys.executable, "-P", "-m", "titan_fast", "agent", *_as_arguments(options)]
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-P", keeper.origin, "--", *agent])
+    os.execv(sys.executable, [sys.executable, "-S", "-P", keeper.origin, "--", *agent])
 
 
 def _as_arguments(options: dict[str, Any]) -> list[str]:

@@ -55,6 +55,12 @@ ROOM_INTERVAL = 1.0
 LAST_WORDS = 2.0
 """Seconds that a stopping agent waits for the acknowledgement of its results."""
 EVERYTHING = 1 << 63
+STARTED_AFTER = 0.02
+"""Seconds an attempt runs until its start is told; of a shorter one its end says all."""
+HELD_FOR = 0.005
+HELD_WHILE = 4
+"""Seconds that a result may wait for others, while so many attempts for each slot wait here: enough that no slot is
+empty until the master has answered. Were another worker idle, what waits here would be recalled for it."""
 ENDINGS = tuple(Ending)
 _RECORD = struct.Struct(">" + "".join(code for _, code in LAYOUTS[RESULT][1]))
 
@@ -154,7 +160,9 @@ class Agent:
         self._sent: deque[tuple[int, list[int], list[EndedFunctions]]] = deque()
         """RESULT frames of this session: their sequence, and the fences in them, or the records."""
         self._sequence = 0
-        self._flushing = False
+        self._flushing = self._is_hurrying = False
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._started_timer: asyncio.TimerHandle | None = None
         self._was_attached = False
         self._is_stopping = False
         self._is_full = False
@@ -592,7 +600,7 @@ class Agent:
         for fence, path in outputs:
             self._shipper.add(fence, path)
         self._started += rows
-        self._flush_soon()
+        self._flush_started()
 
     def functions_ended(self, ended: EndedFunctions) -> None:
         """Mostly they are passed on as they are. One by one only when something has to be known of each."""
@@ -672,7 +680,7 @@ class Agent:
             attempt_dir = self._files.attempt_dir(start.fence)
             environment = build_environment(
                 self._inherited,
-                allow=self._settings.environment,
+                allow=None,
                 graph_env=spec.env,
                 work=work,
                 payload=payload,
@@ -786,10 +794,11 @@ class Agent:
         self._wrote[fence] = _Wrote(start.run, start.index, began)
         self._started.append((start.run, start.index, start.generation, fence, pid, began))
         self._shipper.add(fence, self._output_path(fence))
-        self._flush_soon()
+        if self._started_timer is None:
+            self._started_timer = asyncio.get_running_loop().call_later(STARTED_AFTER, self._tell_started)
 
     def _output_path(self, fence: int) -> str:
-        return os.path.join(self._files.attempt_dir(fence, make=False), OUTPUT_NAME)
+        return f"{self._files.attempt_dir(fence, make=False)}/{OUTPUT_NAME}"
 
     def attempt_ended(self, outcome: Outcome) -> None:
         fence = outcome.fence
@@ -869,25 +878,49 @@ class Agent:
             self._hold(item, True)
         else:
             self._to_send.append(item)
-            self._flush_soon()
+            self._flush_in_time()
+
+    def _flush_in_time(self) -> None:
+        """At the end of this turn, when it is known what is started instead; see `HELD_FOR`."""
+        if self._flush_timer is None and not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush_or_hold)
+
+    def _flush_or_hold(self) -> None:
+        if not self._flushing:
+            return  # somebody was in a hurry
+        self._flushing = False
+        if self._slots.queued < HELD_WHILE * self._slots.slots or self._is_stopping:
+            self._flush()
+        elif self._flush_timer is None:
+            self._flush_timer = asyncio.get_running_loop().call_later(HELD_FOR, self._flush)
 
     def _flush_soon(self) -> None:
-        if not self._flushing:
-            self._flushing = True
-            asyncio.get_running_loop().call_soon(self._flush_now)
+        if not self._is_hurrying:
+            self._is_hurrying = True
+            asyncio.get_running_loop().call_soon(self._flush)
 
-    def _flush_now(self) -> None:
-        self._flushing = False
-        self._flush()
+    def _tell_started(self) -> None:
+        self._started_timer = None
+        self._flush_started()
 
-    def _flush(self) -> None:
-        """What started and ended in this turn, in as few frames as it takes. Without a session it waits for one."""
+    def _flush_started(self) -> None:
         if not self._link.is_attached:
             return
         rows = [row for row in self._started if self._is_running(row[3])]
         self._started.clear()
         if rows:
             self._link.send(send_hot(Op.STARTED, 0, list(zip(*rows, strict=True))))
+
+    def _flush(self) -> None:
+        """What ended in this turn, or was held back for a moment, in as few frames as it takes. Without a session it
+        waits for one."""
+        self._flushing = self._is_hurrying = False
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        if not self._link.is_attached:
+            return
         items = [item for item in self._to_send if self._unacknowledged.get(item.start.fence) is item]
         self._to_send = []
         while items:

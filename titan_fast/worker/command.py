@@ -62,7 +62,7 @@ def with_own_programs(env: Mapping[str, str]) -> dict[str, str]:
 def build_environment(
     base: Mapping[str, str],
     *,
-    allow: str = "",
+    allow: str | None = "",
     graph_env: Mapping[str, str],
     work: Work,
     payload: Mapping[str, Any] | None,
@@ -78,8 +78,8 @@ def build_environment(
     """The whole environment of an attempt: what is inherited, the graph's, the task's, and what it is told.
 
     Args:
-        base: the worker's environment, or what `inherit` left of it, which is cheaper for the second attempt on.
-        allow: see `inherit`.
+        base: the worker's environment.
+        allow: see `inherit`; None: ``base`` is what that left.
         payload: the member's, in an array.
         results: of the tasks its texts name, by task.
         task: ``12/extract``.
@@ -87,7 +87,7 @@ def build_environment(
     Raises:
         InvalidGraph: a text names a matrix value or a result that is not there.
     """
-    env = inherit(base, allow)
+    env = dict(base) if allow is None else inherit(base, allow)
     env.update(graph_env)
     if work.env:
         values = _texts(payload)

@@ -1,6 +1,6 @@
 """The keeper: parent of the worker's agent, and of every process that loses its own parent.
 
-Started by path, ``python -P keeper.py [--loss-time SECONDS] -- COMMAND…``, usually by exec in the process that was
+Started by path, ``python -S -P keeper.py [--loss-time SECONDS] -- COMMAND…``, usually by exec in the process that was
 ``titan-fast worker``. It runs no user code, imports nothing of the house and must never die: it starts the agent,
 passes signals on and waits for whatever ends. When the agent dies it keeps what that left running and starts the next
 one, which goes on with it; when none stays up it ends everything. It ends with the agent's exit code and leaves no
@@ -25,8 +25,11 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
-from typing import NamedTuple, NoReturn
+from collections import deque, namedtuple
+
+TYPE_CHECKING = False  # `typing` would double what this takes
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 KEEPER_PID = "TITAN_KEEPER_PID"
 KEEPER_EXITS = "TITAN_KEEPER_EXITS"
@@ -57,11 +60,10 @@ _PR_SET_CHILD_SUBREAPER = 36
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-class Options(NamedTuple):
-    """The command line."""
+class Options(namedtuple("Options", "command loss_time", defaults=[LOSS_TIME])):
+    """The command line: what the agent is started by (a list), and after how many seconds without one all is ended."""
 
-    command: list[str]
-    loss_time: float = LOSS_TIME
+    __slots__ = ()
 
 
 def die_with_keeper() -> None:

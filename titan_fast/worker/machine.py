@@ -14,8 +14,6 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
-import psutil
-
 from titan_fast.config import WorkerSettings, home
 from titan_fast.errors import StateLocked
 from titan_fast.protocol.connection import Incoming
@@ -149,7 +147,21 @@ class ThisMachine:
             self._exits.up()
 
     def pulse(self) -> tuple[float, int]:
-        return os.getloadavg()[0], psutil.virtual_memory().available
+        return os.getloadavg()[0], _available()
+
+
+def _available() -> int:
+    """Bytes of memory that can be had without swapping."""
+    try:
+        with open("/proc/meminfo", "rb") as file:
+            for line in file:
+                if line.startswith(b"MemAvailable:"):
+                    return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    import psutil  # large, and needed only where there is no such file
+
+    return int(psutil.virtual_memory().available)
 
 
 def _open_workspace(settings: WorkerSettings) -> tuple[Workspace, str]:

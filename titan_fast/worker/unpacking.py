@@ -7,10 +7,12 @@ archive says, nothing is written outside the target folder.
 from __future__ import annotations
 
 import os
-import tarfile
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from titan_fast.errors import ProjectError
+
+if TYPE_CHECKING:
+    import tarfile
 
 MAX_PROJECT_BYTES = 1 << 30
 """Bytes of one project, unpacked."""
@@ -18,6 +20,8 @@ MAX_PROJECT_ENTRIES = 100_000
 """Files and folders of one project."""
 _READ = 1 << 20
 _MAX_RECORD = 1 << 20
+_CONTIGUOUS = b"7"
+"""A type of entry that nobody writes any more."""
 
 
 class _Forward:
@@ -55,6 +59,8 @@ class Unpacking:
         self._folders = {""}
 
     def run(self, archive: BinaryIO) -> None:
+        import tarfile  # with all it brings: most agents never unpack anything
+
         os.mkdir(self._target, 0o700)
         source = _Forward(archive)
         try:
@@ -69,7 +75,7 @@ class Unpacking:
         parts = self._parts_of(member.name)
         if member.isdir():
             self._make_folders(parts)
-        elif member.isreg() and not member.issparse() and member.type != tarfile.CONTTYPE:
+        elif member.isreg() and not member.issparse() and member.type != _CONTIGUOUS:
             if not parts:
                 raise ProjectError("the project archive has a file without a name")
             self._make_folders(parts[:-1])

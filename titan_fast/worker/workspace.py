@@ -22,12 +22,14 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from titan_fast.errors import InvalidUsage, ProjectError, StateLocked, UserError
 from titan_fast.ids import format_fence
+from titan_fast.worker.executors.tree import is_alone
 from titan_fast.worker.unpacking import MAX_PROJECT_BYTES, MAX_PROJECT_ENTRIES, Unpacking
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -36,6 +38,7 @@ _FILES_OF_OURS = {"output", "output.gap", "result"}
 _MAX_SPARE = 256
 _LARGE = 16 << 20
 """Bytes of a result that a thread had better delete; outputs are kept short."""
+_PIECE = 1 << 20
 _ROOM = 1 << 20
 """Bytes that must fit on the disk before attempts are started again."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -237,7 +240,7 @@ class Workspace:
             if not project:
                 os.mkdir(new, 0o700)
             elif self.has_project(project):
-                shutil.copytree(self._project(project), new)
+                _copy_tree(self._project(project), new)
             else:
                 raise ProjectError(f"the project {project} is not on this worker")
             self._put_in_place(new, place)
@@ -265,8 +268,8 @@ class Workspace:
     def attempt_dir(self, fence: int, make: bool = True) -> str:
         """The directory of an attempt; made unless ``make`` is false.
 
-        A used one is renamed when there is one: on ext4 the first file in a new directory can cost more than
-        starting a process.
+        A used one is renamed when there is one, with its output, emptied: on ext4 the first file in a new directory
+        can cost more than starting a process, and so can a file where thousands have been deleted in the last seconds.
         """
         place = f"{self._attempts}/{format_fence(fence)}"
         if not make:
@@ -324,8 +327,10 @@ class Workspace:
             names = os.listdir(folder)
             if len(self._spare) < _MAX_SPARE and _is_quick_to_empty(folder, names):
                 for name in names:
-                    os.unlink(name, dir_fd=folder)
-                os.fchmod(folder, 0o700)
+                    if name != "output" or not _is_emptied(folder, name):
+                        os.unlink(name, dir_fd=folder)
+                if os.fstat(folder).st_mode & 0o7777 != 0o700:
+                    os.fchmod(folder, 0o700)
                 spare = f"{self._spare_folder}/{next(self._numbers)}"
                 os.rename(place, spare)
                 self._spare.append(spare)
@@ -367,6 +372,26 @@ def _is_quick_to_empty(folder: int, names: list[str]) -> bool:
     return "result" not in names or os.stat("result", dir_fd=folder, follow_symlinks=False).st_size <= _LARGE
 
 
+def _is_emptied(folder: int, name: str) -> bool:
+    """Empty an output to be used again. Not when it is in the way of the next one: another process has it open, it has
+    other names, it is no file."""
+    try:
+        fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return False
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_mode & 0o7777 != 0o600:
+            return False
+        if status.st_size:
+            os.ftruncate(fd, 0)
+        return is_alone(fd)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
 def _write_durably(path: Path, text: str) -> None:
     new = path.with_name(path.name + ".new")
     with new.open("w") as file:
@@ -374,6 +399,37 @@ def _write_durably(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(new, path)
+
+
+def _copy_tree(source: str, target: str) -> None:
+    """As shutil.copytree does it for what `unpacking` writes, files and folders alone, in half the time: for a
+    project of small files the system calls are what counts."""
+    os.mkdir(target, 0o700)
+    with os.scandir(source) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                _copy_tree(entry.path, f"{target}/{entry.name}")
+            else:
+                _copy_file(entry.path, f"{target}/{entry.name}")
+    shutil.copystat(source, target)
+
+
+def _copy_file(source: str, target: str) -> None:
+    reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(reading)
+        mode = stat.S_IMODE(status.st_mode)
+        writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            while data := os.read(reading, min(max(status.st_size, 1) + 1, _PIECE)):
+                while data:
+                    data = data[os.write(writing, data) :]
+            os.fchmod(writing, mode)
+            os.utime(writing, ns=(status.st_atime_ns, status.st_mtime_ns))
+        finally:
+            os.close(writing)
+    finally:
+        os.close(reading)
 
 
 def _delete_tree(path: str) -> None:

@@ -1,12 +1,14 @@
 """A process that has Python up and waits to be forked: each fork of it is one attempt's script.
 
 Started by path, ``python -u -P _template.py AGENT FOLDER [MODULE…]``, with a socket to its agent as descriptor 3. It
-never executes a script, opens nothing while it serves, and its loop is "take an order, fork". A fork is a child of the
-agent (docs/decisions/012-warm-children.md), so nobody here waits for it, and it outlives this process. Imports nothing
-of the house and little of anything else, for a script must find what a fresh interpreter has. Gone when its agent is.
+never executes a script, opens nothing while it serves but small scripts to compile them, and its loop is "take an
+order, fork". A fork is a child of the agent (docs/decisions/012-warm-children.md), so nobody here waits for it, and it
+outlives this process. Imports nothing of the house and little of anything else, for a script must find what a fresh
+interpreter has. Gone when its agent is.
 
-Orders are marshalled, one a message, with the descriptor of the agent's journal. Answers are words: ``up``, ``no WHY``,
-and of the child itself ``began NUMBER PID`` or ``failed NUMBER PID ERRNO STEP``; PID 0 when there is no child.
+Orders are marshalled, one a message, behind the path of the script, with the descriptor of the agent's journal. Answers
+are words: ``up``, ``no WHY``, and of the child itself ``began NUMBER PID`` or ``failed NUMBER PID ERRNO STEP``; PID 0
+when there is no child.
 """
 
 # ruff: noqa: E402, SIM105  (the order of the first lines matters; contextlib would have to be loaded)
@@ -24,6 +26,7 @@ _FRESH = frozenset(sys.modules)
 import _imp
 import _signal  # type: ignore[import-not-found]  # `signal` would load much more
 import _socket
+import _warnings
 import _weakref
 import atexit
 import ctypes
@@ -32,6 +35,7 @@ import marshal
 import os
 import posix
 import time
+from itertools import islice as _islice
 
 TYPE_CHECKING = False  # as `typing` has it, which a fresh interpreter has not loaded
 if TYPE_CHECKING:
@@ -46,12 +50,19 @@ SOCKET = 3
 MAX_ORDER = 1 << 18
 MAX_CODE = 1 << 17
 """Bytes of a compiled script that is worth keeping."""
+SMALL = 1 << 13
+"""Bytes of a script that is compiled before the fork: it takes a few milliseconds at most."""
 MOST_SCRIPTS = 1024
 MOST_CODE = 16 << 20
+MOST_FOLDERS = 64
 ROOM = 1 << 15
 """Bytes of arguments and environment that a child need not find room for."""
 MOST_LOOKS = 64
 """Names that are looked for in a folder one by one, as long as it may be."""
+SETTLED = 50_000_000
+"""Nanoseconds after which a folder that changes has another time of its last change, however coarse that is."""
+_BEFORE_BYTES = 5
+"""What marshal writes before bytes: a type and their number."""
 PROBE_TIME = 5.0
 """Seconds a forked child has to use what was loaded."""
 
@@ -63,6 +74,7 @@ _IGNORED = (_signal.SIGPIPE, _signal.SIGXFSZ)
 """What Python ignores, and what it starts must not."""
 _PR_SET_PDEATHSIG, _PR_GET_TID_ADDRESS, _PR_SET_MM, _PR_SET_MM_MAP = 1, 40, 35, 14
 _RLIMIT_FSIZE = 1
+_FILE_TYPE, _REGULAR = 0o170000, 0o100000
 
 _PROBES = {
     "numpy": "a = module.ones((300, 300)); assert (a @ a)[0, 0] == 300; module.linalg.eigvalsh(a)",
@@ -210,6 +222,9 @@ class Template:
         self._kept.setblocking(False)
         self._keeping.setblocking(False)
         self._codes: Codes = {}
+        self._folders: dict[str, tuple[int, ...]] = {}
+        """What folders with scripts were like in which nothing stands before a module of ours."""
+        self._known = self._codes, self._folders
         self._size = 0
 
     def load(self, names: list[str]) -> str:
@@ -259,29 +274,61 @@ class Template:
             size, rights, _, _ = receive([buffer], 64)
             if not size:
                 os._exit(0)
-            self._keep_codes()
+            self._hear_children()
+            path = marshal.loads(buffer)
+            self._compile(path)
             pid = fork()
             journal = int.from_bytes(rights[0][2][:4], sys.byteorder) if rights else -1
             if pid == 0:
-                order = marshal.loads(bytes(buffer[:size]))
-                return Child(self._system, order, journal, self._agent.detach(), self._keeping.detach(), self._codes)
+                order = marshal.loads(memoryview(buffer)[_BEFORE_BYTES + len(path) : size])
+                return Child(self._system, order, journal, self._agent.detach(), self._keeping.detach(), self._known)
             if journal >= 0:
                 os.close(journal)
             if pid < 0:
-                self.say(f"failed {marshal.loads(bytes(buffer[:size]))[0]} 0 {-pid} fork")
+                number = marshal.loads(memoryview(buffer)[_BEFORE_BYTES + len(path) : size])[0]
+                self.say(f"failed {number} 0 {-pid} fork")
 
-    def _keep_codes(self) -> None:
-        """What children compiled since the last order."""
+    def _hear_children(self) -> None:
+        """What they compiled, and which folders they looked at, since the last order."""
         while True:
             try:
                 path, stamp, code = marshal.loads(data := self._kept.recv(MAX_CODE))
             except BlockingIOError:
                 return
-            self._size += len(data) - self._codes.pop(path, (0, 0, 0))[2]
-            self._codes[path] = (stamp, code, len(data))
-            while len(self._codes) > MOST_SCRIPTS or self._size > MOST_CODE:
-                oldest = next(iter(self._codes))
-                self._size -= self._codes.pop(oldest)[2]
+            if code is not None:
+                self._keep(path, stamp, code, len(data))
+            else:
+                self._folders[path] = stamp
+                if len(self._folders) > MOST_FOLDERS:
+                    del self._folders[next(iter(self._folders))]
+
+    def _keep(self, path: bytes, stamp: tuple[int, ...], code: CodeType, size: int) -> None:
+        self._size += size - self._codes.pop(path, (0, 0, 0))[2]
+        self._codes[path] = (stamp, code, size)
+        while len(self._codes) > MOST_SCRIPTS or self._size > MOST_CODE:
+            oldest = next(iter(self._codes))
+            self._size -= self._codes.pop(oldest)[2]
+
+    def _compile(self, path: bytes) -> None:
+        """A small script that is not known yet. What is large, is no file, has an error or makes the compiler warn is
+        left to the child."""
+        try:
+            stamp = _stamp(status := os.stat(path))
+            known = self._codes.get(path)
+            if known is not None and known[0] == stamp:
+                return
+            if status.st_mode & _FILE_TYPE != _REGULAR or status.st_size > SMALL:
+                return
+            script = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                source = os.read(script, SMALL + 1)
+                if _stamp(os.fstat(script)) == stamp and len(source) == status.st_size:
+                    code = _compile_without_warning(source, os.fsdecode(path))
+                    self._keep(path, stamp, code, 4 * len(source) + 1000)
+            finally:
+                os.close(script)
+        except Exception:
+            pass  # the child finds the same, and tells
 
     def _probe(self, names: list[str]) -> NoReturn:
         """In a child: use the modules, and end."""
@@ -311,12 +358,12 @@ class Child:
         journal: int,
         agent: int,
         keeping: int,
-        codes: Codes,
+        known: tuple[Codes, dict[str, tuple[int, ...]]],
     ) -> None:
         self._system = system
         self._agent = agent
         self._keeping = keeping
-        self._codes = codes
+        self._codes, self._folders = known
         number, self._argv, self._env, self._cwd, self._output, self._limit, self._note = order
         self._number: int = number
         self._journal = journal
@@ -379,17 +426,16 @@ class Child:
             script = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             status = os.fstat(script)
             place = os.readlink(f"/proc/self/fd/{script}")
-            stamp = (status.st_mtime_ns, status.st_size, status.st_ino, status.st_dev)
+            stamp = _stamp(status)
             known = self._codes.get(path)
             if known is not None and known[0] == stamp:
                 code = known[1]
             else:
                 source = os.read(script, status.st_size + 1)
                 if len(source) == status.st_size:
-                    code = compile(source, os.fsdecode(path), "exec", dont_inherit=True)
-                    self._keep(marshal.dumps((path, stamp, code)))
+                    code = self._compile(source, path, stamp)
             folder = place.rpartition("/")[0] or "/"
-            if _is_shadowed(folder):
+            if self._is_shadowed(folder):
                 code = None
         except Exception:
             code = None  # a fresh interpreter knows best what to say
@@ -397,6 +443,27 @@ class Child:
         if code is None or place.endswith(" (deleted)"):
             self._start_over()
         return code, folder
+
+    def _compile(self, source: bytes, path: bytes, stamp: tuple[int, ...]) -> CodeType:
+        name = os.fsdecode(path)
+        try:
+            code = _compile_without_warning(source, name)
+        except Exception:
+            return compile(source, name, "exec", dont_inherit=True)
+        self._keep(marshal.dumps((path, stamp, code)))
+        return code
+
+    def _is_shadowed(self, folder: str) -> bool:
+        """Whether a fresh interpreter would load something there instead of a module we have."""
+        status = os.stat(folder)
+        stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
+        if self._folders.get(folder) == stamp:
+            return False
+        if _is_shadowed(folder):
+            return True
+        if time.time_ns() - status.st_ctime_ns > SETTLED:
+            self._keep(marshal.dumps((folder, stamp, None)))
+        return False
 
     def _keep(self, data: bytes) -> None:
         if len(data) <= MAX_CODE:
@@ -520,8 +587,24 @@ class Child:
                     sys.__excepthook__(type(error), error.with_traceback(None), None)
 
 
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    """What tells one content of a file from another."""
+    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_dev
+
+
+def _compile_without_warning(source: bytes, path: str) -> CodeType:
+    """Raises whatever the compiler has to say, a warning, too: it is the child's to tell, each time."""
+    changed = _warnings._filters_mutated  # type: ignore[attr-defined]
+    _warnings.filters.insert(0, ("error", None, Warning, None, 0))
+    changed()
+    try:
+        return compile(source, path, "exec", dont_inherit=True)
+    finally:
+        del _warnings.filters[0]
+        changed()
+
+
 def _is_shadowed(folder: str) -> bool:
-    """Whether a fresh interpreter would load something there instead of a module we have."""
     if len(_OURS) > MOST_LOOKS:
         return not _OURS.isdisjoint(os.listdir(folder))
     return any(os.access(f"{folder}/{name}", os.F_OK) for name in _OURS)
@@ -532,8 +615,8 @@ def _forget_modules() -> None:
     sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
     left = []
     module: Any
-    for name in [name for name in sys.modules if name not in _LOADED or name == "__main__"]:
-        module = sys.modules.pop(name)
+    for name in ["__main__", *_loaded_since()]:
+        module = sys.modules.pop(name, None)
         try:
             left.append(_weakref.ref(module))
         except TypeError:
@@ -552,6 +635,16 @@ def _forget_modules() -> None:
                 for name in list(names):
                     if name != "__builtins__" and (name[:1] == "_" and name[1:2] != "_") >= is_private:
                         names[name] = None
+
+
+def _loaded_since() -> list[str]:
+    """Names of the modules that were not there when the child began. They are the last ones, as long as no other has
+    been taken away; to look at the name of each of the others is to write to it."""
+    names = list(_islice(reversed(sys.modules), max(0, len(sys.modules) - len(_LOADED) + 1)))
+    if not names or names.pop() is not _LAST:
+        return [name for name in sys.modules if name not in _LOADED and name != "__main__"]
+    names.reverse()
+    return names
 
 
 def _collections() -> list[int]:
@@ -598,8 +691,8 @@ def main(arguments: list[str]) -> NoReturn:
     if template is None or problem:
         os.write(SOCKET, f"no {problem}".encode("utf-8", "replace"))
         os._exit(1)
-    global _LOADED, _OURS
-    _LOADED = frozenset(sys.modules)
+    global _LOADED, _LAST, _OURS
+    _LOADED, _LAST = frozenset(sys.modules), next(reversed(sys.modules))
     tails = ("", ".py", ".pyc", *_imp.extension_suffixes())
     if not folder:  # else what was loaded was looked for there first, as the scripts of that folder would
         ours = _LOADED
@@ -611,6 +704,8 @@ def main(arguments: list[str]) -> NoReturn:
 
 _LOADED = _FRESH
 """What is loaded when a child begins."""
+_LAST = ""
+"""What of that was loaded last."""
 _COLLECTIONS: list[int] = []
 """`_collections` at that time."""
 _OURS: frozenset[str] = frozenset()

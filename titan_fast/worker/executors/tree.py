@@ -22,7 +22,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
-import psutil
 
 _TO_GROUP = 4
 """PIDFD_SIGNAL_PROCESS_GROUP (Linux 6.9): to the group led by this process, also when it has been waited for."""
@@ -172,19 +171,29 @@ def is_held(fd: int) -> bool:
     A read lease can only be taken while nobody writes, so asking for one answers the question for two system calls
     instead of a walk through every process's descriptors. It is given back at once.
     """
+    return _can_lease(fd, fcntl.F_RDLCK) is False
+
+
+def is_alone(fd: int) -> bool:
+    """Whether nobody but this descriptor has its file open; False when that cannot be told."""
+    return _can_lease(fd, fcntl.F_WRLCK) is True
+
+
+def _can_lease(fd: int, kind: int) -> bool | None:
+    """Whether the system grants a lease, which is given back at once; None: there are none for this file."""
     lease = getattr(fcntl, "F_SETLEASE", None)
     if lease is None:
-        return False
+        return None
     try:
         # Whoever opens the file in between makes the kernel send the lease's signal: not SIGIO, which would end us.
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(fd, lease, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, lease, kind)
     except BlockingIOError:
-        return True
-    except OSError:
         return False
+    except OSError:
+        return None
     fcntl.fcntl(fd, lease, fcntl.F_UNLCK)
-    return False
+    return True
 
 
 class Found(NamedTuple):
@@ -257,11 +266,16 @@ def is_over(pidfd: int) -> bool:
 
 def has_exited(pid: int) -> bool:
     """Whether a child of ours has ended; it stays to be waited for."""
-    try:
-        if hasattr(os, "waitid"):
+    if hasattr(os, "waitid"):
+        try:
             return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True
+    import psutil  # a mebibyte that is needed only where there is nothing better
+
+    try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except (ChildProcessError, psutil.NoSuchProcess):
+    except psutil.NoSuchProcess:
         return True
 
 
@@ -367,6 +381,8 @@ def _stat_fields(pid: int | str) -> list[bytes]:
 
 
 def _psutil_processes() -> Iterator[_Process]:
+    import psutil
+
     for process in psutil.process_iter():
         try:
             if process.status() != psutil.STATUS_ZOMBIE:
@@ -386,6 +402,8 @@ def _start_of(pid: int) -> int:
     if _HAS_PROC:
         process = _proc_process(pid)
         return -1 if process is None else process.start
+    import psutil
+
     try:
         return int(psutil.Process(pid).create_time() * 1e6)
     except psutil.Error:
@@ -395,6 +413,8 @@ def _start_of(pid: int) -> int:
 def _environment_of(pid: int) -> bytes:
     if _HAS_PROC:
         return _read(f"/proc/{pid}/environ")
+    import psutil
+
     try:
         entries = psutil.Process(pid).environ()
     except (psutil.Error, OSError):

@@ -110,9 +110,9 @@ class Template:
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(PATIENCE_AT_START, self._lose_patience)
 
     def ask(self, number: int, order: tuple[Any, ...], journal: int) -> bool:
-        """Order a process; False when that cannot be passed on, and then nothing was."""
+        """Order a process; False when that cannot be passed on, and then nothing was. ``order`` begins with argv."""
         try:
-            data = marshal.dumps((number, *order))
+            data = marshal.dumps(order[0][2]) + marshal.dumps((number, *order))
             if len(data) > MAX_ORDER:
                 return False
             rights = [journal] if journal >= 0 else []
