@@ -498,6 +498,8 @@ class State:
         """Attempts asked back and not yet answered."""
         self.in_flight: dict[int, int] = {}
         """Priority -> open attempts of it, at all workers."""
+        self.costs: dict[int, float] = {}
+        """Kind of function -> expected seconds: a call by itself is a run of its own and would never be known."""
         self.needs_placement = False
         self.is_stuck = False
         """Too much waits for the disk: nothing new is assigned."""
