@@ -274,8 +274,10 @@ class _Lane:
         """In the order it runs them, consecutive positions."""
         self.next = 1
         """Position of the next member it is given."""
-        self.batches: deque[int] = deque()
-        """Last positions of the batches it was given."""
+        self.batches: deque[tuple[int, float]] = deque()
+        """The batches it was given: last position, and the seconds that is expected to take."""
+        self.ahead = 0.0
+        """Seconds of all of them."""
         self.read = 0
         """Rows taken out of the shared memory; since the last time it began at the front: rows and bytes."""
         self.turn = 0
@@ -367,11 +369,11 @@ class Functions:
                 lane.kind == function.kind
                 and lane.book
                 and not lane.is_old
-                and len(lane.batches) < 2
+                and (len(lane.batches) < 2 or lane.ahead + cost < BATCH)
                 and not lane.is_stuck
                 and lane.ending is None
                 and (lane.book[0].function.cost.seconds or 1.0) <= BATCH
-                and (best is None or lane.members() < best.members())
+                and (best is None or lane.ahead < best.ahead)
             ):
                 best = lane
         return best
@@ -384,13 +386,14 @@ class Functions:
         return self._open(kind)
 
     def _hand(self, lane: _Lane, function: Function, stretch: Stretch) -> None:
+        said = b""
         if function.number not in lane.known:
             if len(lane.known) == MAX_KNOWN:
-                self._say(lane, b"F", b"")
+                said = _message(b"F", b"")
                 lane.known.clear()
             if function.is_array:  # of the others it forgets the description itself
                 lane.known.add(function.number)
-            self._say(lane, b"S", function.described())
+            said += _message(b"S", function.described())
         blob = payloads(stretch)
         row = (
             [stretch.run],
@@ -402,10 +405,12 @@ class Functions:
             [stretch.fence],
             [len(blob)],
         )
-        self._say(lane, b"L", pack(layout.LOT, lane.next, row, blob))
+        self._send(lane, said + _message(b"L", pack(layout.LOT, lane.next, row, blob)))
         lane.book.append(_Entry(function, stretch, lane.next))
         lane.next += stretch.count
-        lane.batches.append(lane.next - 1)
+        seconds = stretch.count * (function.cost.seconds or BATCH)
+        lane.batches.append((lane.next - 1, seconds))
+        lane.ahead += seconds
 
     # ---------------------------------------------------------------- processes
 
@@ -453,7 +458,9 @@ class Functions:
         return lane
 
     def _say(self, lane: _Lane, kind: bytes, body: bytes) -> None:
-        data = _pool.HEADER.pack(kind, len(body)) + body
+        self._send(lane, _message(kind, body))
+
+    def _send(self, lane: _Lane, data: bytes) -> None:
         if not lane.unsent:
             try:
                 data = data[lane.link.send(data) :]
@@ -545,8 +552,10 @@ class Functions:
             ended.records = self._strike_passed_over(lane, ended, unrun)
         else:
             self._strike(lane, count, ended)
-        while lane.batches and (not lane.book or lane.batches[0] < lane.book[0].position):
-            lane.batches.popleft()
+        while lane.batches and (not lane.book or lane.batches[0][0] < lane.book[0].position):
+            lane.ahead -= lane.batches.popleft()[1]
+        if not lane.batches:
+            lane.ahead = 0.0
         if unrun:
             self._observer.functions_unrun(unrun)
         if ended.records:
@@ -907,6 +916,10 @@ def take_over_gap(place: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(f"{place}/{LIVE_NAME}")
         os.rename(f"{place}/{LIVE_NAME}.gap", f"{place}/{OUTPUT_NAME}.gap")
+
+
+def _message(kind: bytes, body: bytes) -> bytes:
+    return _pool.HEADER.pack(kind, len(body)) + body
 
 
 def _meets(entry: _Entry, fence: int, count: int) -> bool:
