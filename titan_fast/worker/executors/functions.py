@@ -369,7 +369,7 @@ class Functions:
                 lane.kind == function.kind
                 and lane.book
                 and not lane.is_old
-                and (len(lane.batches) < 2 or lane.ahead + cost < BATCH)
+                and (len(lane.batches) < 2 or lane.ahead + cost < 2 * BATCH)
                 and not lane.is_stuck
                 and lane.ending is None
                 and (lane.book[0].function.cost.seconds or 1.0) <= BATCH
