@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -55,15 +55,6 @@ class Effects:
         """Runs whose admission, or last retry, is not durable yet, and the position of that fact."""
         self._reopened: dict[int, int] = {}
         """Of these, the retries."""
-        self._carriers: dict[type[cmd.Command], Callable[[Any], None]] = {
-            cmd.Answer: self._answer,
-            cmd.Refuse: self._refuse,
-            cmd.Verdict: self._verdict,
-            cmd.Recall: self._recall,
-            cmd.Kill: self._kill,
-            cmd.RunChanged: self._run_changed,
-            cmd.ForgetRun: self._forget_run,
-        }
 
     def acknowledge(self, session: Session) -> None:
         """This session's results are in this turn's facts."""
@@ -189,7 +180,7 @@ class Effects:
             if isinstance(command, cmd.Assign):
                 continue
             try:
-                self._carriers[type(command)](command)
+                getattr(self, f"_{type(command).__name__.lower()}")(command)
             except Exception:
                 # Our bug: whoever asked is told, and the rest of the turn is carried out all the same.
                 log.exception("carrying out %s", command)
@@ -254,11 +245,11 @@ class Effects:
             else:
                 session.send_when_durable(frame)
 
-    def _run_changed(self, command: cmd.RunChanged) -> None:
+    def _runchanged(self, command: cmd.RunChanged) -> None:
         self._master.watchers.run_changed(command.run)
         self._master.followers.run_changed(command.run)
 
-    def _forget_run(self, command: cmd.ForgetRun) -> None:
+    def _forgetrun(self, command: cmd.ForgetRun) -> None:
         for worker in command.workers:
             session = self._master.worker_sessions.get(worker)
             if session is not None:
