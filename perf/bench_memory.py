@@ -1,7 +1,8 @@
 """What a task that waits takes of the master's memory: a member of an array with its payload, and a named task.
 
 A real master on its disk, its private memory (USS) before and after, each time when it has been idle for a moment and
-has given back what reading the graph took. Run as a program it also counts a million of each.
+has given back what reading the graph took; and ``at_once``, when the answer to the submit is there and it has not. Run
+as a program it also counts a million of each.
 """
 
 from __future__ import annotations
@@ -74,10 +75,12 @@ def measured(tasks: int, size: str) -> dict[str, float]:
         submit_array(client, tasks)
         with_array = settled(process)
         submit_named(client, tasks)
+        at_once = process.memory_full_info().uss
         with_both = settled(process)
     return {
         f"memory_bytes_per_array_task_{size}": (with_array - empty) / tasks,
         f"memory_bytes_per_named_task_{size}": (with_both - with_array) / tasks,
+        f"memory_bytes_per_named_task_at_once_{size}": (at_once - with_array) / tasks,
     }
 
 
@@ -88,7 +91,7 @@ def measure() -> dict[str, float]:
 def main() -> None:
     figures = measure() | measured(10 * TASKS, "1m")
     for name, value in figures.items():
-        print(f"{name:42} {value:8.1f}")
+        print(f"{name:45} {value:8.1f}")
 
 
 if __name__ == "__main__":

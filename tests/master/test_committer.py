@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 
@@ -68,6 +69,21 @@ def with_committer(scenario):
             committer.close()
 
     asyncio.run(main())
+
+
+def test_what_is_written_is_let_go():
+    async def scenario(committer, store, told):
+        kept = fact(1)
+        before = sys.getrefcount(kept)
+        committer.put([kept], 1)
+        committer.hurry()
+        store.gate.release()
+        await told.change()
+        async with asyncio.timeout(10):
+            while sys.getrefcount(kept) > before:  # noqa: ASYNC110 - the thread's last reference goes a moment after the word of it
+                await asyncio.sleep(0)
+
+    with_committer(scenario)
 
 
 def test_what_comes_while_a_commit_is_under_way_is_the_next_commit():

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
+from titan_fast.model.spec import TaskSpec, Work
 from titan_fast.scheduler import commands as cmd
 from titan_fast.scheduler import events as ev
+from titan_fast.scheduler import placement
 from titan_fast.scheduler.state import Tuning
 from titan_fast.testing.harness import SchedulerHarness, array, task
 
@@ -58,6 +62,44 @@ def test_short_tasks_are_prefetched_by_what_they_last() -> None:
     for duration, beyond in ((0.001, 20), (0.004, 5), (0.0199, 1), (0.03, 0), (10.0, 0)):
         harness, _ = measured(duration, prefetch=0.02)
         assert len(harness.held_names("w1")) == 1 + beyond, duration
+
+
+def call(harness: SchedulerHarness, function: bytes) -> int:
+    """One call by itself, a run of its own."""
+    return harness.submit([TaskSpec("f", Work(function=0), payload=1)], (function, bytes(4) + b"\0\0\0\1x"))
+
+
+def test_how_long_a_function_takes_is_known_beyond_its_run() -> None:
+    harness = SchedulerHarness()
+    harness.worker("w1")
+    for _ in range(4):
+        call(harness, b"short")
+    call(harness, b"other")
+    assert len(harness.held_names("w1")) == 1
+    harness.finish("w1", duration=0.0001)
+    assert len(harness.held_names("w1")) == 3, "all that are known to be short, and nothing behind them"
+    harness.run_to_end()
+
+
+def test_few_functions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "KINDS", 2)
+    harness = SchedulerHarness()
+    harness.worker("w1")
+    for number in range(5):
+        call(harness, b"function %d" % number)
+        harness.finish("w1", duration=0.001)
+    assert len(harness.scheduler.state.costs) == 2
+
+
+def test_a_worker_is_not_told_to_forget_what_left_nothing_there() -> None:
+    harness = SchedulerHarness()
+    harness.worker("w1")
+    done, failed = call(harness, b"f"), call(harness, b"g")
+    harness.finish("w1", "f")
+    harness.finish("w1", code=1)
+    assert [harness.run_state(run) for run in (done, failed)] == ["COMPLETED", "FAILED"]
+    harness.advance(harness.tuning.keep_copies + 1.0)
+    assert [command.run for command in harness.commands if isinstance(command, cmd.ForgetRun)] == [failed]
 
 
 def test_prefetch_has_a_limit() -> None:

@@ -6,15 +6,19 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import threading
 
+import msgspec
 import pytest
 
 from titan_fast import Client, Graph
 from titan_fast.errors import InvalidGraph, InvalidUsage, NoMaster, NoSuchRun, RunFailed, TooLarge, WaitTimedOut
-from titan_fast.model.spec import GraphSpec
+from titan_fast.model.spec import GraphSpec, TaskSpec, Work
 from titan_fast.protocol import messages as msg
 from titan_fast.sdk import client as client_module
+from titan_fast.sdk import line as line_module
+from titan_fast.sdk.parts import last_task
 from titan_fast.sdk.wire import Wire
 
 
@@ -206,6 +210,56 @@ def test_beyond_a_bound_the_outcome_is_asked_for_and_not_pushed(numbered, client
     assert watched == [True, True, False, False]
 
 
+def test_many_outcomes_are_asked_for_in_one_write(numbered, client, monkeypatch):
+    monkeypatch.setattr(client_module, "WATCHED", 4)
+    runs = client.submit_many([graph() for _ in range(4)]) + client.submit_many([graph() for _ in range(4)])
+    for run in runs:
+        run.settle()
+    for run in runs[:4]:
+        run.wait()
+    writes = []
+    write = Wire.write
+    monkeypatch.setattr(Wire, "write", lambda wire, frames: writes.append(frames) or write(wire, frames))
+    assert [run.wait().run for run in reversed(runs[4:])] == [8, 7, 6, 5]
+    assert len(writes) == 1
+    assert sorted(asked.run for asked in numbered.asked if isinstance(asked, msg.Watch)) == [5, 6, 7, 8]
+
+
+def test_what_has_its_outcome_takes_no_room_though_nobody_reads_it(numbered, client, monkeypatch):
+    monkeypatch.setattr(client_module, "WATCHED", 4)
+    monkeypatch.setattr(line_module, "LOOK_AGAIN", 1)
+    runs = client.submit_many([graph() for _ in range(4)])
+    client.submit(graph())  # answered after all of them
+    runs += client.submit_many([graph() for _ in range(4)])
+    assert [run.wait().state for run in runs] == ["COMPLETED"] * 8
+    assert not any(isinstance(asked, msg.Watch) for asked in numbered.asked)
+
+
+def test_the_result_of_the_last_task_comes_with_the_end(master, client):
+    def answer(asked):
+        return [msg.Accepted(3), (msgspec.structs.replace(update(3), gave="t"), pickle.dumps(42))]
+
+    master.script(msg.Submit, answer)
+    run = client.submit_nowait(graph())
+    assert run["t"].result() == 42
+    assert run["t"].result() == 42
+    assert [type(asked) for asked in master.asked] == [msg.Submit]
+
+
+def test_a_result_that_did_not_come_with_the_end_is_asked_for(numbered, client):
+    numbered.script(msg.Results, lambda asked: [(msg.Given(), b"text")])
+    assert client.submit_nowait(graph())["t"].result() == "text"
+    assert [type(asked) for asked in numbered.asked] == [msg.Submit, msg.Results]
+
+
+@pytest.mark.parametrize(
+    ("needs", "last"), [({"a": ()}, "a"), ({"a": (), "b": ("a",)}, "b"), ({"a": (), "b": ()}, ""), ({}, "")]
+)
+def test_the_task_that_ends_with_its_run(needs, last):
+    work = Work(argv=("true",))
+    assert last_task(GraphSpec("g", tuple(TaskSpec(name, work, needs=of) for name, of in needs.items()))) == last
+
+
 def test_a_retry_forgets_the_outcome(master, client):
     master.on(msg.Submit, msg.Accepted(3), update(3, "FAILED"))
     master.on(msg.Retry, msg.Accepted(3))
@@ -256,10 +310,10 @@ def test_a_forked_child_does_not_read_the_answers_of_its_parent(numbered, client
 def test_a_dropped_handle_leaves_nothing_behind(numbered):
     with Client(numbered.address, token=numbered.token) as client:
         runs = client.submit_many([graph() for _ in range(5)])
-        assert client.line.begun == 5
+        assert not client.line.has_room(0, 4)
         runs[0].wait()
-        assert client.line.begun == 4
+        assert not client.line.has_room(0, 3) and client.line.has_room(0, 4)
         client._unanswered.clear()
         runs.clear()
-        assert client.line.begun == 0
+        assert client.line.has_room(0, 0)
         assert not client.line.wire()._inboxes

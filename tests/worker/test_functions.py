@@ -233,6 +233,26 @@ def test_batches_grow_to_a_millisecond_and_shrink_again(stage, monkeypatch):
     stage.play(scene)
 
 
+def test_single_calls_are_given_until_they_are_a_batch_of_work(make):
+    stage = make(1)
+
+    async def scene():
+        stage.give(abs, [0], is_array=False)
+        await stage.over(1)
+        (lane,) = stage.lanes._lanes
+        stage.lanes._costs[pickle.dumps(abs, 5)].seconds = functions_module.BATCH / 50
+        os.kill(lane.process.pid, signal.SIGSTOP)  # so that all of them are there when it looks
+        for number in range(1, 201):
+            stage.give(abs, [number], run=1 + number, is_array=False, fence=FIRST + number)
+        assert 95 < len(lane.batches) <= 100
+        os.kill(lane.process.pid, signal.SIGCONT)
+        await stage.over(201)
+        assert not lane.batches
+        assert lane.ahead == 0
+
+    stage.play(scene)
+
+
 def test_a_few_are_spread_over_the_slots(stage):
     async def scene():
         stage.give(abs, range(100))

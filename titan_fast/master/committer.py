@@ -197,6 +197,7 @@ class ThreadCommitter:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+            del job  # or what it wrote would stay until the next one
 
     def _commit(self, facts: list[Fact], position: int) -> None:
         while not self._has_failed and not self._is_written(facts, position):

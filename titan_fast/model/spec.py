@@ -33,7 +33,7 @@ Seconds = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
 Priority = Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
 
 
-class Retry(msgspec.Struct, frozen=True, omit_defaults=True):
+class Retry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """When a failed attempt is tried again. Delay n is ``min(max_delay, backoff * 2**(n-1))``, half of it jitter."""
 
     max: Annotated[int, Meta(ge=0, le=MAX_RETRIES)] = 0
@@ -43,7 +43,7 @@ class Retry(msgspec.Struct, frozen=True, omit_defaults=True):
     """Exit codes, or ``timeout``, that are worth another attempt; empty means every failure."""
 
 
-class Affinity(msgspec.Struct, frozen=True, omit_defaults=True):
+class Affinity(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Where a task would rather run. ``parent``: the worker of the parent that finished last (or of ``key`` when it
     names a parent); ``key``: the worker where tasks of that key gather."""
 
@@ -53,7 +53,7 @@ class Affinity(msgspec.Struct, frozen=True, omit_defaults=True):
     wait: Seconds = DEFAULT_AFFINITY_WAIT
 
 
-class Work(msgspec.Struct, frozen=True, omit_defaults=True):
+class Work(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What the worker does; the master stores it and looks only for the results it takes.
 
     Exactly one of ``argv``, ``shell``, ``file`` and ``function`` is set. In an array, ``${matrix.x}`` in any text is
@@ -87,7 +87,7 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.function >= 0
 
 
-class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A named task, or an array of ``count`` tasks with one description."""
 
     name: Name
@@ -106,7 +106,7 @@ class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """True for an array even of one member: its members are addressed ``name[i]``."""
 
 
-class GraphSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+class GraphSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A whole graph."""
 
     name: Name

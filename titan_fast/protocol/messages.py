@@ -44,7 +44,7 @@ Wall = Annotated[float, Meta(ge=0)]
 """Seconds since 1970, UTC; 0 is never."""
 
 
-class Message(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """The root of all cold messages."""
 
     op: ClassVar[Op]
@@ -52,7 +52,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Names of fields of this document that a reader must know. One that does not refuses the message."""
 
 
-class Once(msgspec.Struct, frozen=True, omit_defaults=True):
+class Once(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The key of a request that changes something: it is carried out once, however often it is sent."""
 
     client: Annotated[str, Meta(min_length=1, max_length=64)]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from titan_fast.scheduler.state import State
 
 MAX_EDGES = 10_000_000
+_ZERO = bytes(4)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -41,9 +42,14 @@ def admit(state: State, graph: GraphSpec, payloads: Sequence[bytes], number: int
     if len(tasks) > MAX_NAMED_TASKS:
         raise InvalidGraph(f"{len(tasks)} named tasks, at most {MAX_NAMED_TASKS} are allowed", field="tasks")
     rows = _rows_by_name(tasks)
-    parents_at, parents = _resolve(tasks, rows)
-    children_at, children = _transpose(parents_at, parents)
-    _refuse_cycles(tasks, parents_at, parents, children_at, children)
+    if any(task.needs or task.affinity is not None for task in tasks):
+        parents_at, parents = _resolve(tasks, rows)
+        children_at, children = _transpose(parents_at, parents)
+        _refuse_cycles(tasks, parents_at, parents, children_at, children)
+    else:
+        # As of the many graphs that are one call: nothing to look for.
+        parents_at = children_at = array("I", bytes(4 * (len(tasks) + 1)))
+        parents = children = array("I")
     _check_payloads(tasks, payloads)
     _check_functions(tasks, payloads)
 
@@ -61,10 +67,12 @@ def admit(state: State, graph: GraphSpec, payloads: Sequence[bytes], number: int
         run.open.append(task.count)
         run.unmet.append(parents_at[spec + 1] - parents_at[spec])
         run.works.append(_encode(task.work).decode())
-        run.wanted.update(rows[name] for name in references(task.work) if name in rows)
+        if names := references(task.work):
+            run.wanted.update(rows[name] for name in names if name in rows)
         if task.work.is_function:
             run.functions[spec] = payloads[task.work.function]
-            run.wanted.update(rows[name] for name in task.work.arguments)
+            if task.work.arguments:
+                run.wanted.update(rows[name] for name in task.work.arguments)
         key = (task.requires, task.priority, task.delay, task.retry, task.when, task.affinity)
         option = known.get(key)
         if option is None:
@@ -196,6 +204,8 @@ def _check_payloads(tasks: Sequence[TaskSpec], payloads: Sequence[bytes]) -> Non
         if task.payload >= len(payloads):
             raise InvalidGraph(f"task '{task.name}' names attachment {task.payload}, which is missing", field=field)
         blob = payloads[task.payload]
+        if task.count == 1 and blob[:4] == _ZERO and int.from_bytes(blob[4:8], "big") == len(blob) - 8 <= MAX_PAYLOAD:
+            continue
         base = 4 * (task.count + 1)
         offsets = array("I", blob[:base]) if len(blob) >= base else array("I")
         if offsets.itemsize != 4:

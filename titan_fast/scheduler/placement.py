@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
+from zlib import crc32
 
 from titan_fast.scheduler.commands import Assign, Recall
 from titan_fast.scheduler.events import HeldAttempt
@@ -18,6 +19,10 @@ from titan_fast.scheduler.state import RECALLING, WAITING, Due, Lot, Outbox, Run
 
 UNKNOWN_COST = 1e9
 """Seconds a task is taken to last before anybody measured one like it: nothing unknown is prefetched."""
+KINDS = 4096
+"""Functions whose durations are remembered beyond the runs they were measured in."""
+KIND_HEAD = 4096
+"""Bytes of a function that are looked at to tell it from others."""
 
 
 # ---------------------------------------------------------------- the books
@@ -64,13 +69,31 @@ def measured(state: State, run: Run, spec: int, seconds: Sequence[float]) -> Non
     """Some more durations: the estimate follows slow tasks at once and fast ones slowly, so that a guess errs towards
     not hoarding."""
     key = run.cost_key(spec)
-    cost = run.costs.get(key, seconds[0])
+    cost = run.costs.get(key)
+    if cost is None:
+        cost = state.costs.get(_kind(run, spec), seconds[0])
     for each in seconds:
         smooth = 0.9 * cost + 0.1 * each
         cost = each if each > smooth else smooth
     run.costs[key] = cost
+    if spec in run.functions:
+        if len(state.costs) >= KINDS:
+            del state.costs[next(iter(state.costs))]
+        state.costs[_kind(run, spec)] = cost
     options = run.options_of(spec)
     state.queue.set_cost(options.cls, run.id, options.priority, max(cost, 1e-6))
+
+
+def expected(state: State, run: Run, spec: int) -> float:
+    """Seconds that another task of this spec will take, or of another run of the same function."""
+    cost = run.costs.get(run.cost_key(spec))
+    return state.costs.get(_kind(run, spec), UNKNOWN_COST) if cost is None else cost
+
+
+def _kind(run: Run, spec: int) -> int:
+    """Equal for equal functions, and nearly never for others: it is about a guess. 0: it is no function."""
+    function = run.functions.get(spec)
+    return 0 if function is None else len(function) << 32 | crc32(function[:KIND_HEAD])
 
 
 # ---------------------------------------------------------------- the turn
@@ -98,7 +121,7 @@ def _place_view(state: State, row: int, out: Outbox) -> None:
         if room > 0:
             room = max(1, min(room, queue.ready(cls) // len(view.workers)))
         else:
-            cost = run.costs.get(run.cost_key(spec), UNKNOWN_COST)
+            cost = expected(state, run, spec)
             depth = min(int(worker.slots * state.tuning.prefetch / max(cost, 1e-9)), state.tuning.max_prefetch)
             room += depth
             if room <= 0 or run.crashes.get(index):

@@ -7,9 +7,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, TypeVar
@@ -24,7 +25,7 @@ from titan_fast.sdk.async_data import AsyncArtifacts, AsyncKeys
 from titan_fast.sdk.async_handles import AsyncPendingRun, AsyncRunHandle
 from titan_fast.sdk.async_line import AsyncLine
 from titan_fast.sdk.client import client_settings, prune_call
-from titan_fast.sdk.parts import UNANSWERED, WATCHED, Parts, Submittable, groups, to_parts
+from titan_fast.sdk.parts import AHEAD, UNANSWERED, WATCHED, Parts, Submittable, groups, last_task, to_parts
 
 if TYPE_CHECKING:
     from titan_fast.model.yaml_file import LoadedGraph
@@ -59,6 +60,7 @@ class AsyncClient:
     ) -> None:
         self.line = AsyncLine(*client_settings(master, token, token_file, timeout, reconnect_timeout, tell))
         self._unanswered: deque[AsyncPendingRun] = deque()
+        self._unwatched: deque[weakref.ref[AsyncPendingRun]] = deque()
         self.kv = AsyncKeys(self)
         self.artifacts = AsyncArtifacts(self)
 
@@ -160,12 +162,30 @@ class AsyncClient:
     async def _begin(self, graphs: Sequence[Parts]) -> list[AsyncPendingRun]:
         while self._unanswered and len(self._unanswered) + len(graphs) > UNANSWERED:
             await self._unanswered.popleft().settle()
-        watched = self.line.begun + len(graphs) <= WATCHED
+        watched = self.line.has_room(len(graphs), WATCHED)
         make = calls.submit_and_watch if watched else calls.submit
         requests = [make(parts.graph, parts.payloads) for parts in graphs]
-        begun = [AsyncPendingRun(self, exchange, watched=watched) for exchange in await self.line.begin(requests)]
+        exchanges = await self.line.begin(requests)
+        begun = [
+            AsyncPendingRun(self, exchange, last_task(parts.graph), watched=watched)
+            for parts, exchange in zip(graphs, exchanges, strict=True)
+        ]
         self._unanswered += begun
+        if not watched:
+            self._unwatched += map(weakref.ref, begun)
         return begun
+
+    async def watch_ahead(self, run: AsyncPendingRun) -> None:
+        """Ask for the outcome of a run, and for those of others that will be waited for next, in one write."""
+        async with AsyncExitStack() as locks:
+            chosen = [run] if await run.is_to_be_watched(locks, True) else []
+            while chosen and self._unwatched and len(chosen) < AHEAD and self.line.has_room(len(chosen) + 1, WATCHED):
+                other = self._unwatched.popleft()()
+                if other is not None and other.history == run.history and await other.is_to_be_watched(locks, False):
+                    chosen.append(other)
+            requests = [each.to_watch() for each in chosen]
+            for each, exchange in zip(chosen, await self.line.begin(requests, run.history), strict=True):
+                each.is_watched_by(exchange)
 
     async def upload_project(self, folder: Path, files: Sequence[str] = ()) -> str:
         from titan_fast.model.archive import pack_project

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from titan_fast.errors import InvalidUsage, NoMaster, TitanError, WaitTimedOut
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from titan_fast.sdk.async_client import AsyncClient
 
 T = TypeVar("T")
+
+AsyncGift = Callable[[float | None], Awaitable[bytes | None]]
 
 
 class _AsyncHandle:
@@ -92,10 +94,10 @@ class _AsyncHandle:
 class AsyncTaskHandle(_AsyncHandle):
     """One task or array of a run. ``handle[417]`` is a member of an array."""
 
-    def __init__(self, client: AsyncClient, target: TaskId, history: str, known: bytes | None = None) -> None:
-        """``known``: see `TaskHandle`."""
+    def __init__(self, client: AsyncClient, target: TaskId, history: str, gift: AsyncGift | None = None) -> None:
+        """``gift``: see `TaskHandle`."""
         super().__init__(client, target, history)
-        self._known = known
+        self._gift = gift
 
     def __getitem__(self, member: int) -> AsyncTaskHandle:
         return AsyncTaskHandle(self._client, self.target._replace(member=member), self.history)
@@ -114,9 +116,10 @@ class AsyncTaskHandle(_AsyncHandle):
 
     async def result(self, timeout: float | None = None) -> Any:
         """As `TaskHandle.result`."""
-        if self._known is not None:
-            return returned(self._known)
-        await self.outcome(timeout)
+        if self._gift is None:
+            await self.outcome(timeout)
+        elif (known := await self._gift(timeout)) is not None:
+            return returned(known)
         given = await self._call(calls.results(self.target))
         check_single(given, self.target)
         return (await self._values(given))[0]
@@ -192,9 +195,11 @@ class AsyncPendingRun(AsyncRunHandle):
     """A run that was submitted and not waited for: `pending.PendingRun` with ``await``. Its `id` is there after
     `settle`, or after anything else that was asked of it."""
 
-    def __init__(self, client: AsyncClient, exchange: AsyncExchange, *, watched: bool) -> None:
+    def __init__(self, client: AsyncClient, exchange: AsyncExchange, last: str, *, watched: bool) -> None:
+        """``last``: the task that ends with the run, if there is one."""
         self._client = client
         self._exchange = exchange
+        self._last = last
         self._watched = watched
         self._lock = asyncio.Lock()
         """Whoever holds it reads the answers."""
@@ -205,7 +210,8 @@ class AsyncPendingRun(AsyncRunHandle):
         """What its last task returned, if that was told with the outcome."""
 
     def __getitem__(self, task: str) -> AsyncTaskHandle:
-        return AsyncTaskHandle(self._client, TaskId(self.id, task), self.history, self._gave.get(task))
+        gift = self._gift if task == self._last else None
+        return AsyncTaskHandle(self._client, TaskId(self.id, task), self.history, gift)
 
     @property
     def target(self) -> TaskId:
@@ -245,17 +251,36 @@ class AsyncPendingRun(AsyncRunHandle):
 
     async def outcome(self, timeout: float | None = None) -> msg.Update:
         """The last word about it, good or bad. Raises WaitTimedOut, and what went wrong with the submit."""
-        if self._watched:
-            try:
-                await self._read_until_final(timeout)
-            except WaitTimedOut:
-                raise still_going(str(self._number or "the run"), timeout) from None
-            if self._error is not None:
-                raise self._error
-        elif self._outcome is None:
-            self._outcome = await super().outcome(timeout)
+        if not self._watched:
+            await self.settle()
+            await self._client.watch_ahead(self)
+        try:
+            await self._read_until_final(timeout)
+        except WaitTimedOut:
+            raise still_going(str(self._number or "the run"), timeout) from None
+        if self._error is not None:
+            raise self._error
         assert self._outcome is not None
         return self._outcome
+
+    async def _gift(self, timeout: float | None) -> bytes | None:
+        """What its last task returned, if the end of the run told that."""
+        await self.outcome(timeout)
+        return self._gave.get(self._last)
+
+    async def is_to_be_watched(self, locks: AsyncExitStack, must_wait: bool) -> bool:
+        """As of `PendingRun`."""
+        if self._lock.locked() and not must_wait:
+            return False
+        await self._lock.acquire()
+        locks.callback(self._lock.release)
+        return bool(self._number) and not self._watched and self._outcome is None and self._error is None
+
+    def to_watch(self) -> calls.Stream[msg.Update]:
+        return calls.watch(TaskId(self._number), False)
+
+    def is_watched_by(self, exchange: AsyncExchange) -> None:
+        self._exchange, self._watched = exchange, True
 
     async def retry(self) -> None:
         """Open what is FAILED, DEAD or CANCELLED again; what is waited for next is how that ends."""

@@ -245,6 +245,11 @@ class AsyncWire(asyncio.Protocol):
                 inbox.waiter = None
         return unwrap(inbox.said.popleft())
 
+    def newest(self, number: int) -> Incoming | None:
+        """Of the answers to a request that are here and not read."""
+        inbox = self._inboxes.get(number)
+        return inbox.said[-1] if inbox is not None and inbox.said else None
+
     def forget(self, number: int) -> None:
         """No more answers to this request are wanted."""
         self._inboxes.pop(number, None)
@@ -346,9 +351,9 @@ class AsyncLine(Lines[AsyncWire, AsyncExchange]):
         finally:
             exchange.close()
 
-    async def begin(self, requests: Iterable[Begun]) -> list[AsyncExchange]:
+    async def begin(self, requests: Iterable[Begun], history: str = "") -> list[AsyncExchange]:
         """Written at once and not waited for: their `next` does that. What cannot be written now, it writes."""
-        exchanges = self._note([AsyncExchange(self, self._errand(request)) for request in requests])
+        exchanges = self._note([AsyncExchange(self, self._errand(request, history)) for request in requests])
         with suppress(TitanError):
             wire = await self.wire()
             self._write(wire, exchanges)

@@ -39,6 +39,9 @@ class Call(msgspec.Struct, Generic[T], frozen=True):
     def resume(self) -> None:
         """Without its answer it is sent as it was."""
 
+    def ends_with(self, incoming: Incoming) -> bool:
+        return True
+
 
 class Stream(msgspec.Struct, Generic[T], frozen=True):
     """One request with many answers; ``is_last`` tells the final one."""
@@ -50,6 +53,10 @@ class Stream(msgspec.Struct, Generic[T], frozen=True):
     """(request, an answer to it) -> the request that asks for what follows; None: the same request."""
     then: str = ""
     attachments: tuple[bytes, ...] = ()
+
+    def ends_with(self, incoming: Incoming) -> bool:
+        """Nothing follows this answer."""
+        return self.is_last(self.parse(incoming))
 
 
 class Page(Protocol):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -22,7 +23,7 @@ from titan_fast.sdk import blobs, calls
 from titan_fast.sdk.data import Artifacts, Keys
 from titan_fast.sdk.handles import RunHandle
 from titan_fast.sdk.line import Line
-from titan_fast.sdk.parts import UNANSWERED, WATCHED, Parts, Submittable, groups, to_parts
+from titan_fast.sdk.parts import AHEAD, UNANSWERED, WATCHED, Parts, Submittable, groups, last_task, to_parts
 from titan_fast.sdk.pending import PendingRun
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Client:
     ) -> None:
         self.line = Line(*client_settings(master, token, token_file, timeout, reconnect_timeout, tell))
         self._unanswered: deque[PendingRun] = deque()
+        self._unwatched: deque[weakref.ref[PendingRun]] = deque()
         self.kv = Keys(self)
         self.artifacts = Artifacts(self)
 
@@ -189,12 +191,30 @@ class Client:
         """One write for all of them. Those that nobody has answered yet are few enough, and kept here."""
         while self._unanswered and len(self._unanswered) + len(graphs) > UNANSWERED:
             self._unanswered.popleft().settle()
-        watched = self.line.begun + len(graphs) <= WATCHED
+        watched = self.line.has_room(len(graphs), WATCHED)
         make = calls.submit_and_watch if watched else calls.submit
         requests = [make(parts.graph, parts.payloads) for parts in graphs]
-        begun = [PendingRun(self, exchange, watched=watched) for exchange in self.line.begin(requests)]
+        exchanges = self.line.begin(requests)
+        begun = [
+            PendingRun(self, exchange, last_task(parts.graph), watched=watched)
+            for parts, exchange in zip(graphs, exchanges, strict=True)
+        ]
         self._unanswered += begun
+        if not watched:
+            self._unwatched += map(weakref.ref, begun)
         return begun
+
+    def watch_ahead(self, run: PendingRun) -> None:
+        """Ask for the outcome of a run, and for those of others that will be waited for next, in one write."""
+        with ExitStack() as locks:
+            chosen = [run] if run.is_to_be_watched(locks, True) else []
+            while chosen and self._unwatched and len(chosen) < AHEAD and self.line.has_room(len(chosen) + 1, WATCHED):
+                other = self._unwatched.popleft()()
+                if other is not None and other.history == run.history and other.is_to_be_watched(locks, False):
+                    chosen.append(other)
+            requests = [each.to_watch() for each in chosen]
+            for each, exchange in zip(chosen, self.line.begin(requests, run.history), strict=True):
+                each.is_watched_by(exchange)
 
     def upload_project(self, folder: Path, files: Sequence[str] = ()) -> str:
         """Bring a folder (or only some files of it) to the master, unless it is there already. Returns its address."""

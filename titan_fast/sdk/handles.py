@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from titan_fast._layout import RESULT_PREFIX
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from titan_fast.sdk.client import Client
 
 T = TypeVar("T")
+
+Gift = Callable[[float | None], bytes | None]
+"""Waits so many seconds for the end of a run: what its last task returned, pickled, if that was told with it. None: it
+has ended, and what it gave is asked for."""
 
 
 class _Handle:
@@ -74,10 +78,10 @@ class _Handle:
 class TaskHandle(_Handle):
     """One task or array of a run. ``handle[417]`` is a member of an array."""
 
-    def __init__(self, client: Client, target: TaskId, history: str, known: bytes | None = None) -> None:
-        """``known``: what its function returned, pickled, when that was told already."""
+    def __init__(self, client: Client, target: TaskId, history: str, gift: Gift | None = None) -> None:
+        """``gift``: of the task that ends with its run: what tells the end may tell its result along."""
         super().__init__(client, target, history)
-        self._known = known
+        self._gift = gift
 
     def __getitem__(self, member: int) -> TaskHandle:
         return TaskHandle(self._client, self.target._replace(member=member), self.history)
@@ -103,9 +107,10 @@ class TaskHandle(_Handle):
             InvalidUsage: this is an array: see `results`, or name a member.
             WaitTimedOut: it is not final yet; it goes on.
         """
-        if self._known is not None:
-            return returned(self._known)
-        self.outcome(timeout)
+        if self._gift is None:
+            self.outcome(timeout)
+        elif (known := self._gift(timeout)) is not None:
+            return returned(known)
         given = self._call(calls.results(self.target))
         check_single(given, self.target)
         return self._values(given)[0]

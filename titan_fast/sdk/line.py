@@ -24,6 +24,7 @@ from titan_fast.errors import BadProof, DiskFull, InvalidUsage, NoMaster, NoSuch
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming
 from titan_fast.protocol.messages import Message
+from titan_fast.protocol.opcodes import Op
 from titan_fast.sdk.wire import Wire
 
 FIRST_PAUSE = 0.05
@@ -34,6 +35,9 @@ CONNECT_TIMEOUT = 5.0
 
 AWAY = "the master is away; waiting for it"
 BACK = "the master is back"
+
+LOOK_AGAIN = 1024
+"""Requests that are begun before it is looked again which of the others have all their answers."""
 
 Resume = Callable[[Message, Incoming], Message]
 """(request, an answer to it) -> the request that asks for what follows that answer."""
@@ -50,6 +54,7 @@ class Begun(Protocol):
     def resume(self) -> Resume | None: ...
     @property
     def then(self) -> str: ...
+    def ends_with(self, incoming: Incoming) -> bool: ...
 
 
 class Absence:
@@ -121,6 +126,7 @@ class Errand:
         resume: None when the same request can be sent again after any number of answers.
         then: the command that goes on where we had to give up.
         history: what the run number in the request belongs to; empty: to the history of the master as it is now.
+        ends_with: nothing follows this answer.
     """
 
     def __init__(
@@ -131,10 +137,12 @@ class Errand:
         resume: Resume | None = None,
         then: str = "",
         history: str = "",
+        ends_with: Callable[[Incoming], bool] | None = None,
     ) -> None:
         if "once" in message.__struct_fields__:
             message = msgspec.structs.replace(message, once=party.next_key())
         self.history = history
+        self.ends_with = ends_with
         self._party = party
         self._message = message
         self._attachments = attachments
@@ -205,6 +213,7 @@ class Anyhow(Protocol):
 
     def enter(self, message: Message, attachments: tuple[bytes, ...] = ()) -> tuple[int, bytes]: ...
     def write(self, frames: bytes) -> None: ...
+    def newest(self, number: int) -> Incoming | None: ...
     def forget(self, number: int) -> None: ...
 
 
@@ -229,6 +238,7 @@ class Lines(Generic[W, E]):
         self._serials = itertools.count()
         self._taken_along: W | None = None
         """The connection they were taken to last."""
+        self._last_look = 0
 
     @property
     def history(self) -> str:
@@ -242,16 +252,32 @@ class Lines(Generic[W, E]):
             return self._party.door.path
         return ",".join(f"{host}:{port}" for host, port in self._party.addresses)
 
-    @property
-    def begun(self) -> int:
-        """How many requests that were begun are not over."""
-        return len(self._begun)
+    def has_room(self, more: int, most: int) -> bool:
+        """With so many more, at most ``most`` requests that were begun have answers to come."""
+        begun = self._begun
+        if len(begun) + more > most:
+            with self.order:
+                newest = next(self._serials)
+                if newest - self._last_look >= LOOK_AGAIN:
+                    self._last_look = newest
+                    for exchange in list(begun.values()):
+                        if exchange.is_answered:
+                            self.is_over(exchange)
+        return len(begun) + more <= most
 
     def is_over(self, exchange: Exchange[Any]) -> None:
         self._begun.pop(exchange.serial, None)
 
-    def _errand(self, request: Begun) -> Errand:
-        return Errand(self._party, request.message, request.attachments, request.resume, request.then)
+    def _errand(self, request: Begun, history: str) -> Errand:
+        return Errand(
+            self._party,
+            request.message,
+            request.attachments,
+            request.resume,
+            request.then,
+            history,
+            request.ends_with,
+        )
 
     def _write(self, wire: W, exchanges: list[E]) -> None:
         """Those that can be, in one write; why another one cannot it says itself."""
@@ -300,6 +326,15 @@ class Exchange(Generic[W]):
     def history(self) -> str:
         """What the run number of its answer belongs to."""
         return self._errand.history
+
+    @property
+    def is_answered(self) -> bool:
+        """Its last answer is here, read or not."""
+        wire, ends_with = self._wire, self._errand.ends_with
+        if wire is None or ends_with is None:
+            return self._is_over
+        newest = wire.newest(self._number)
+        return newest is not None and (newest.op is Op.ERROR or newest.error is not None or ends_with(newest))
 
     def enter(self, wire: W) -> bytes:
         """The frames that put it on a connection; none when it is there. Raises InvalidUsage, NoSuchRun."""
@@ -439,10 +474,10 @@ class Line(Lines[Wire, BlockingExchange]):
             while True:
                 yield exchange.next(deadline)
 
-    def begin(self, requests: Iterable[Begun]) -> list[BlockingExchange]:
+    def begin(self, requests: Iterable[Begun], history: str = "") -> list[BlockingExchange]:
         """Written at once and not waited for: their `next` does that. What cannot be written now, it writes."""
         self._look_for_a_fork()
-        exchanges = [BlockingExchange(self, self._errand(request)) for request in requests]
+        exchanges = [BlockingExchange(self, self._errand(request, history)) for request in requests]
         with suppress(TitanError):
             self._write(self.wire(), exchanges)
         return self._note(exchanges)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from titan_fast.errors import NoMaster, TitanError, WaitTimedOut
 from titan_fast.ids import TaskId
 from titan_fast.protocol import messages as msg
+from titan_fast.sdk import calls
 from titan_fast.sdk.handles import RunHandle, TaskHandle, check_completed, still_going
 from titan_fast.sdk.line import BlockingExchange
 
@@ -25,9 +26,11 @@ class PendingRun(RunHandle):
     sent again when the connection breaks.
     """
 
-    def __init__(self, client: Client, exchange: BlockingExchange, *, watched: bool) -> None:
+    def __init__(self, client: Client, exchange: BlockingExchange, last: str, *, watched: bool) -> None:
+        """``last``: the task that ends with the run, if there is one."""
         self._client = client
         self._exchange = exchange
+        self._last = last
         self._watched = watched
         self._lock = threading.Lock()
         """Whoever holds it reads the answers."""
@@ -38,7 +41,7 @@ class PendingRun(RunHandle):
         """What its last task returned, if that was told with the outcome."""
 
     def __getitem__(self, task: str) -> TaskHandle:
-        return TaskHandle(self._client, TaskId(self.id, task), self.history, self._gave.get(task))
+        return TaskHandle(self._client, TaskId(self.id, task), self.history, self._gift if task == self._last else None)
 
     @property
     def target(self) -> TaskId:
@@ -84,19 +87,39 @@ class PendingRun(RunHandle):
         return check_completed(self.outcome(timeout))
 
     def outcome(self, timeout: float | None = None) -> msg.Update:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        if self._watched:
-            try:
-                self._read_until_final(timeout)
-            except WaitTimedOut:
-                raise still_going(str(self._number or "the run"), timeout) from None
-            if self._error is not None:
-                raise self._error
-        elif self._outcome is None:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            self._outcome = super().outcome(left)
+        if not self._watched:
+            self.settle()
+            self._client.watch_ahead(self)
+        try:
+            self._read_until_final(timeout)
+        except WaitTimedOut:
+            raise still_going(str(self._number or "the run"), timeout) from None
+        if self._error is not None:
+            raise self._error
         assert self._outcome is not None
         return self._outcome
+
+    def _gift(self, timeout: float | None) -> bytes | None:
+        """What its last task returned, if the end of the run told that."""
+        self.outcome(timeout)
+        return self._gave.get(self._last)
+
+    def is_to_be_watched(self, locks: ExitStack, must_wait: bool) -> bool:
+        """It is accepted, and how it ends is neither known nor asked for; it stays so as long as ``locks``.
+
+        Args:
+            must_wait: for somebody who is reading its answers; otherwise False is the answer.
+        """
+        if not self._lock.acquire(blocking=must_wait):
+            return False
+        locks.callback(self._lock.release)
+        return bool(self._number) and not self._watched and self._outcome is None and self._error is None
+
+    def to_watch(self) -> calls.Stream[msg.Update]:
+        return calls.watch(TaskId(self._number), False)
+
+    def is_watched_by(self, exchange: BlockingExchange) -> None:
+        self._exchange, self._watched = exchange, True
 
     def retry(self) -> None:
         """Open what is FAILED, DEAD or CANCELLED again; what is waited for next is how that ends."""

@@ -209,6 +209,12 @@ class Wire:
         if not has_come:
             raise WaitTimedOut("no answer in time")
 
+    def newest(self, number: int) -> Incoming | None:
+        """Of the answers to a request that are here and not read."""
+        with self._changed:
+            inbox = self._inboxes.get(number)
+            return inbox[-1] if inbox else None
+
     def forget(self, number: int) -> None:
         """No more answers to this request are wanted."""
         with self._changed:

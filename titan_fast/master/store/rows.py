@@ -128,6 +128,9 @@ _decode_detail = msgspec.msgpack.Decoder(Detail).decode
 
 def pieces(fact: AttemptsEnded) -> Iterator[Piece]:
     """Every row of the fact, once; the rows of a task keep their order."""
+    if len(fact.index) == 1:
+        yield _only_piece(fact)
+        return
     for row, count in fact.stretches:
         end = row + count
         while row < end:
@@ -183,6 +186,25 @@ def _piece(fact: AttemptsEnded, rows: Sequence[int], size: list[int]) -> Piece:
     first, last = min(index), max(index)
     results: list[bytes] = _cut(fact.result, rows)
     return Piece(first // BLOCK, first, last, _encode(detail), b"".join(results))
+
+
+def _only_piece(fact: AttemptsEnded) -> Piece:
+    """The same of a fact of one row: there is nothing to cut and nothing to squeeze."""
+    (index,), (result,) = fact.index, fact.result
+    detail = Detail(
+        fact.index,
+        fact.generation,
+        fact.attempt,
+        fact.fence,
+        fact.worker,
+        fact.state,
+        fact.reason,
+        fact.code,
+        fact.started,
+        fact.duration,
+        [len(result)],
+    )
+    return Piece(index // BLOCK, index, index, _encode(detail), result)
 
 
 def _full(column: list[Any], count: int) -> list[Any]:
@@ -353,16 +375,17 @@ class Rows:
 
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
-        self._rows: list[tuple[int | float | str | None, ...]] = []
+        self._rows: list[list[int | float | str | None]] = []
 
     def add(self, *values: int | float | str | bytes | None) -> None:
         row: list[int | float | str | None] = []
+        append = row.append
         for value in values:
-            if isinstance(value, bytes):
+            if type(value) is bytes:
                 row += self._blobs.place(value)
             else:
-                row.append(value)
-        self._rows.append(tuple(row))
+                append(value)  # type: ignore[arg-type]
+        self._rows.append(row)
 
     def json(self) -> str:
         return orjson.dumps(self._rows).decode()
@@ -416,14 +439,19 @@ class Batch:
     def add(self, fact: Fact) -> None:
         place, self.facts = self.facts, self.facts + 1
         match fact:
-            case RunAccepted():
-                self._accepted(place, fact)
             case AttemptsEnded():
                 self._journal(place, fact, _encode(head_of(fact)))
                 for part, piece in enumerate(pieces(fact) if fact.index else ()):
                     self.outcomes.add(
                         fact.run, piece.block, place, part, piece.first, piece.last, piece.detail, piece.body
                     )
+                return
+            case RunAccepted():
+                self._accepted(place, fact)
+            case RunEnded():
+                self._journal(place, fact, _encode(fact))
+                self._headline(fact)
+                return
             case WorkerRegistered():
                 self._named[KIND[WorkerRegistered], fact.worker] = (place, fact)
             case WorkerGone():
@@ -433,7 +461,7 @@ class Batch:
                 self.revision = max(self.revision, fact.revision)
             case ArtifactPublished():
                 self._named[KIND[ArtifactPublished], fact.name] = (place, fact)
-            case AttemptsRunning() | TasksSettled() | CancelAsked() | TasksReopened() | TasksDropped() | RunEnded():
+            case AttemptsRunning() | TasksSettled() | CancelAsked() | TasksReopened() | TasksDropped():
                 self._journal(place, fact, _encode(fact))
                 self._headline(fact)
             case RunsForgotten():

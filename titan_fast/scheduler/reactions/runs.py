@@ -37,10 +37,15 @@ def on_run_submitted(state: State, event: RunSubmitted, out: Outbox) -> None:
     out.fact(RunAccepted(state.wall, run.id, event.graph, event.payloads, run.floor, key=event.key))
     out.command(Answer(event.ticket, run.id))
     out.changed(run.id)
-    # Roots are judged too: one with `when: failure` and no parent has nothing to wait for.
-    skipped = [
-        spec for spec in range(len(run.names)) if not run.unmet[spec] and not tasks.decide(state, run, spec, out)
-    ]
+    # Roots are judged too: one with `when: failure` and no parent has nothing to wait for; of others it is known.
+    skipped = []
+    for spec in range(len(run.names)):
+        if run.unmet[spec]:
+            continue
+        if run.options_of(spec).when != "failure":
+            tasks.release(state, run, spec, run.first[spec], run.count[spec])
+        elif not tasks.decide(state, run, spec, out):
+            skipped.append(spec)
     if skipped:
         tasks.settle(state, run, skipped, out)
 
@@ -249,4 +254,5 @@ def leave(state: State, run: Run) -> None:
     """A finished run leaves memory."""
     del state.runs[run.id]
     for value, n in enumerate(run.counts):
-        state.totals[value] -= n
+        if n:
+            state.totals[value] -= n

@@ -673,8 +673,13 @@ def end_run(state: State, run: Run, out: Outbox) -> None:
     finished(state, run, out)
     if run.functions:
         run.results.clear()  # each may be a MiB; the store has them, and nobody waits for them any more
-    if run.visited:
+    if run.visited and _leaves_something(run):
         _keep_copies(state, run.id, run.finished_at, tuple(sorted(run.visited)), out)
+
+
+def _leaves_something(run: Run) -> bool:
+    """Its workers have more of it than its ends: a working copy, or a description that no attempt used up."""
+    return bool(run.project or run.arrays or run.attempts) or len(run.functions) < len(run.names)
 
 
 def finished(state: State, run: Run, out: Outbox) -> None:

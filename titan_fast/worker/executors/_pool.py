@@ -157,6 +157,8 @@ class Pool:
         """Where the next row and the next bytes go."""
         self._rows = 0
         self._rung = 0
+        self._owes = False
+        """There are results that the agent was not rung up for."""
         self.busy = False
         """A member runs that the environment can tell of."""
         self._told: list[str] = []
@@ -200,6 +202,9 @@ class Pool:
         return kind, body
 
     def _read(self) -> None:
+        if self._owes:  # nothing more is here
+            self._owes = False
+            self._ring(0)
         data = os.read(self._link, 1 << 18)
         if not data:
             os._exit(0)
@@ -236,11 +241,11 @@ class Pool:
         is_alone = count == 1 and lots[0][3] == 1
         if self._told and not is_alone:
             self._forget_told()
-        self._rung = time.monotonic_ns()
+        if not self._owes:
+            self._owes, self._rung = True, time.monotonic_ns()
         for lot in lots:
             self._run_lot(body, at, lot, is_alone)
             at += lot[7]
-        self._ring(0)
 
     def _run_lot(self, body: bytes, at: int, lot: tuple[int, ...], is_alone: bool) -> None:
         run, number, first, count, generation, attempt, fence, _ = lot

@@ -246,8 +246,10 @@ class _Lane:
         """In the order it runs them, consecutive positions."""
         self.next = 1
         """Position of the next member it is given."""
-        self.batches: deque[int] = deque()
-        """Last positions of the batches it was given."""
+        self.batches: deque[tuple[int, float]] = deque()
+        """The batches it was given: last position, and the seconds that is expected to take."""
+        self.ahead = 0.0
+        """Seconds of all of them."""
         self.read = 0
         """Rows taken out of the shared memory; since the last time it began at the front: rows and bytes."""
         self.turn = 0
@@ -341,11 +343,11 @@ class Functions:
                 lane.kind == function.kind
                 and lane.book
                 and not lane.is_old
-                and len(lane.batches) < 2
+                and (len(lane.batches) < 2 or lane.ahead + cost < 2 * BATCH)
                 and not lane.is_stuck
                 and lane.ending is None
                 and (lane.book[0].function.cost.seconds or 1.0) <= BATCH
-                and (best is None or lane.members() < best.members())
+                and (best is None or lane.ahead < best.ahead)
             ):
                 best = lane
         return best
@@ -381,7 +383,9 @@ class Functions:
         self._say(lane, *messages)
         lane.book.append(_Entry(function, stretch, lane.next))
         lane.next += stretch.count
-        lane.batches.append(lane.next - 1)
+        seconds = stretch.count * (function.cost.seconds or BATCH)
+        lane.batches.append((lane.next - 1, seconds))
+        lane.ahead += seconds
 
     # ---------------------------------------------------------------- processes
 
@@ -527,8 +531,10 @@ class Functions:
             ended.records = self._strike_passed_over(lane, ended, unrun)
         else:
             self._strike(lane, count, ended)
-        while lane.batches and (not lane.book or lane.batches[0] < lane.book[0].position):
-            lane.batches.popleft()
+        while lane.batches and (not lane.book or lane.batches[0][0] < lane.book[0].position):
+            lane.ahead -= lane.batches.popleft()[1]
+        if not lane.batches:
+            lane.ahead = 0.0
         if unrun:
             self._observer.functions_unrun(unrun)
         if ended.records:
