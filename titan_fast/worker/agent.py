@@ -146,6 +146,9 @@ class Agent:
         """Attempts whose output may still be on its way."""
         self._preparing: dict[int, asyncio.Task[None]] = {}
         """Attempts that have a slot and wait for the working copy of their run."""
+        self._killing: dict[int, float] = {}
+        """Fence -> grace of functions that are to be ended, while their process is about to begin them or to pass them
+        over."""
         self._bringing: dict[int, _Bringing] = {}
         self._held: dict[int, None] = {}
         """Attempts whose results are kept back until the master has decided, ended or not."""
@@ -645,6 +648,9 @@ class Agent:
 
     def functions_unrun(self, stretches: list[Stretch]) -> None:
         self._slots.put_back(stretches)
+        killed = [fence for fence in self._killing if any(0 <= fence - item.fence < item.count for item in stretches)]
+        for fence in killed:
+            self._kill(fence, self._killing.pop(fence))
         if self._is_stopping:
             self._give_back_waiting()
         self._start_next()
@@ -745,12 +751,14 @@ class Agent:
         elif not unstarted:
             self._executor.kill(fence, grace)
             if not self._functions.kill(fence, grace):
-                asyncio.get_running_loop().call_later(MOMENT, self._kill_again, fence, grace)
+                self._killing[fence] = grace
+                asyncio.get_running_loop().call_later(MOMENT, self._kill_again, fence)
 
-    def _kill_again(self, fence: int, grace: float) -> None:
-        """It was about to begin or to be passed over: it runs now, or waits for a lane once more."""
-        self._kill(fence, grace)
-        self._start_next()
+    def _kill_again(self, fence: int) -> None:
+        """It was about to begin, or its process had passed it over: it runs now, or is over."""
+        if fence in self._killing:
+            self._kill(fence, self._killing.pop(fence))
+            self._start_next()
 
     def _give_back(self, start: Start, ending: Ending) -> None:
         if start.fence in self._disowned:

@@ -691,20 +691,19 @@ class Functions:
         KILLED. What nobody is at any more is ignored. What is behind it in its lane has been taken back before.
 
         Returns:
-            Whether that is all; False: its process is about to begin it, or to pass it over and to say so. In a
-            `MOMENT` one of them is true, and it can be killed or taken back.
+            Whether that is all; False: its process is about to begin it or to pass it over, or is behind it, and what
+            became of it was not read yet. In a `MOMENT` it can be killed or taken back, or is over.
         """
         for lane in self._lanes:
             for entry in lane.book:
                 if not _meets(entry, fence, 1):
                     continue
                 position = entry.position + fence - entry.stretch.fence
-                claimed = lane.cells[_pool.CLAIMED]
-                if claimed == position and lane.cells[_pool.BEGAN]:
-                    if lane.ending is None:
-                        self._end(lane, position, Ending.KILLED, grace)
-                    return True
-                return claimed > position
+                if lane.cells[_pool.CLAIMED] != position or not lane.cells[_pool.BEGAN]:
+                    return False
+                if lane.ending is None:
+                    self._end(lane, position, Ending.KILLED, grace)
+                return True
         return True
 
     def _take_all_back(self, lane: _Lane) -> list[Stretch]:
