@@ -233,6 +233,20 @@ def test_a_verdict_waits_for_the_registration_and_assignments_wait_for_the_verdi
     with_master(tmp_path, scenario, monkeypatch)
 
 
+def test_who_is_hung_up_on_hears_why_while_a_verdict_waits_for_the_disk(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        worker = await Peer.connect(master, "worker")
+        store.gate.clear()
+        await worker.attach()
+        worker.say_hot(Op.RESULT, 1, [[1], [0], [0], [200], [0], [1], [0], [0], [0], [0], [0]])
+        told = await worker.next()
+        assert isinstance(told.message, msg.Error) and told.message.code == "bad_records"
+        with pytest.raises(ConnectionError):
+            await worker.next()
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
 def test_a_kill_waits_for_the_cancel_it_rests_on(tmp_path, monkeypatch):
     async def scenario(master, store):
         worker = await Peer.connect(master, "worker")

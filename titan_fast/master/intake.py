@@ -102,9 +102,8 @@ class Intake:
             log.info("%s: %s refused: %s", session.describe(), incoming.op.name, error)
             if incoming.op.hot:
                 # Records that cannot be read mean that the two sides no longer agree: start over.
-                session.refuse_request(error, 0)
                 session.flush(self._master.pump.durable)
-                session.close()
+                session.refuse(error)  # whatever still waits for the disk
             elif not incoming.is_reply:
                 session.refuse_request(error, incoming.request)
 

@@ -82,7 +82,7 @@ class Session(asyncio.Protocol):
         try:
             self.master.admit_stranger(self)
         except Busy as error:
-            self._refuse(error)
+            self.refuse(error)
             return
         self._transport.set_write_buffer_limits(high=1 << 20)
         self._timer = asyncio.get_running_loop().call_later(limits.hello_timeout, self._never_proved)
@@ -105,7 +105,7 @@ class Session(asyncio.Protocol):
             else:
                 self.master.pump.arrived(self, incoming)
         if self.connection.broken is not None and not self.closed:
-            self._refuse(self.connection.broken)
+            self.refuse(self.connection.broken)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.closed = True
@@ -143,7 +143,7 @@ class Session(asyncio.Protocol):
             if self._reception.hello is not None and self._reception.is_proved:
                 self._enter(self._reception.hello, incoming.request)
         except TitanError as error:
-            self._refuse(error, incoming.request)
+            self.refuse(error, incoming.request)
 
     def _token_of(self, hello: msg.Hello) -> str:
         if hello.cluster and hello.cluster != self.master.cluster:
@@ -193,9 +193,9 @@ class Session(asyncio.Protocol):
 
     def _never_proved(self) -> None:
         if self.role is Role.STRANGER:
-            self._refuse(Busy("no HELLO and proof in time"))
+            self.refuse(Busy("no HELLO and proof in time"))
 
-    def _refuse(self, error: TitanError, request: int = 0) -> None:
+    def refuse(self, error: TitanError, request: int = 0) -> None:
         """Say why, in the peer's own version, and hang up."""
         hello = self._reception.hello
         if isinstance(error, BadProof) and hello is not None:
