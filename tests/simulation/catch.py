@@ -26,6 +26,8 @@ from titan_fast.scheduler.state import Tuning
 
 TESTS = Path(__file__).parents[1]
 PROMISES = "master/test_promises.py"
+FUNCTIONS = "worker/test_functions.py"
+LANES = "simulation/test_lanes.py"
 WITNESSES = {
     "acknowledge_before_commit": (f"{PROMISES}::test_a_submit_is_answered_when_it_is_durable_and_not_before",),
     "assign_before_admission": (
@@ -43,6 +45,8 @@ WITNESSES = {
     "strangers_kept": (
         "worker/test_agent.py::test_another_master_that_counts_the_same_epoch_gets_none_of_the_first_ones_attempts",
     ),
+    "taken_back_runs_on": (f"{FUNCTIONS}::test_what_has_not_begun_can_be_taken_back_at_any_moment",),
+    "unrun_forgotten": (f"{LANES}::test_whatever_happens_at_whatever_moment_each_ends_once_and_for_its_own_reason",),
     "values_never_end": ("scheduler/test_kv.py::test_a_value_lives_as_long_as_asked",),
     "verdict_before_commit": (
         f"{PROMISES}::test_a_verdict_waits_for_the_registration_and_assignments_wait_for_the_verdict",

@@ -484,7 +484,7 @@ class Oracle:
             assert process is not None
             task.result = item.result[row]
             self.must(task.result == process.result, name, "gave", process.result, "and counts with", task.result)
-            if process.is_function and not book.is_reopened:
+            if process.is_function:
                 self._was_given_what_counts(name, book, spec, process)
         if state != "PENDING":
             for parent in book.parents[spec]:
@@ -496,7 +496,10 @@ class Oracle:
 
     def _was_given_what_counts(self, name: str, book: Book, spec: int, process: Process) -> None:
         for parent, given in self._arguments(book, spec, process):
-            for task, result in zip(self._members(book, parent), given, strict=True):
+            members = self._members(book, parent)
+            if book.is_reopened and (book.open[parent] or max(task.fence for task in members) > process.fence):
+                continue  # it was opened again after this began
+            for task, result in zip(members, given, strict=True):
                 counts = task.result if task.state == "COMPLETED" else b""
                 self.must(result == counts, name, "counts and was given", result, "where", counts, "counts")
 
