@@ -684,6 +684,28 @@ def test_kill_at_once_after_start(stage):
 
 
 @pytest.mark.kill
+def test_what_starts_while_others_run_is_killed_and_fails_as_what_starts_alone(stage):
+    async def scene():
+        stage.start(1, "sleep 1000")
+        stage.start(2, "sleep 1000")
+        stage.kill(2, 10.0)
+        stage.kill(2, 0)
+        stage.begin(stage.attempt(3, "/no/such/program"))
+        stage.begin(stage.attempt(4, "/bin/true", cwd="/no/such/folder"))
+        for fence in range(5, 25):
+            stage.start(fence, f"exit {fence}")
+        assert (await stage.ended(2)).ending is Ending.KILLED
+        for fence, words in ((3, b"/no/such/program does not exist"), (4, b"/no/such/folder does not exist")):
+            outcome = await stage.ended(fence)
+            assert outcome.ending is Ending.NOT_STARTED and words in outcome.result
+            assert fence not in stage.started
+        assert [(await stage.ended(fence)).code for fence in range(5, 25)] == [*range(5, 25)]
+        assert 1 not in stage.outcomes
+
+    stage.play(scene)
+
+
+@pytest.mark.kill
 def test_a_stopped_attempt_is_ended_too(stage):
     async def scene():
         stage.start(1, "echo up; kill -STOP $$; sleep 1000")

@@ -1,9 +1,10 @@
 """Attempts as processes of their own: one `spawn`, one output file, one pidfd, and the end of the whole tree.
 
-The path of an attempt that starts and ends by itself is kept short: no thread, no task, no pipe, no timer but its
-own timeout. All pidfds sit in one epoll descriptor, which is the only thing the event loop watches; where there are
-none, a timer asks for each child. What must be ended goes through one sweep that looks at all such attempts at once.
-Knows nothing of the master, of slots or of shipping output.
+The path of an attempt that starts and ends by itself is kept short: no task, no pipe, no timer but its own timeout. A
+new process has to be waited for until it runs its program, which a busy machine may take a millisecond to let it do:
+while others run, a thread waits instead of the loop. All pidfds sit in one epoll descriptor, which is the only thing
+the event loop watches; where there are none, a timer asks for each child. What must be ended goes through one sweep
+that looks at all such attempts at once. Knows nothing of the master, of slots or of shipping output.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import asyncio
 import contextlib
 import errno
 import os
+import queue
 import select
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -39,6 +42,8 @@ _POLL_FIRST = 0.002
 _POLL_SLOWEST = 0.05
 _GIVE_UP = 30.0
 """Seconds after KILL when the leader's companions that will not go (a stuck disk) are no longer waited for."""
+_MOST_STARTERS = 4
+"""Threads that start processes; more would only wait for the same processors."""
 _ENCODING = sys.getfilesystemencoding()
 SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW
 _HAS_PIDFD = hasattr(os, "pidfd_open") and hasattr(select, "epoll")
@@ -222,6 +227,12 @@ class SpawnExecutor:
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._sweep_pause = _SWEEP_FIRST
         self._empty: asyncio.Future[None] | None = None
+        self._starters: list[threading.Thread] = []
+        self._to_start: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._starting: set[int] = set()
+        """Attempts whose process a thread is making."""
+        self._wishes: dict[int, tuple[Ending, float]] = {}
+        """Those of them that are to be ended as soon as they have begun, and their grace."""
         self._is_closed = False
 
     # ---------------------------------------------------------------- the contract
@@ -245,6 +256,8 @@ class SpawnExecutor:
         attempt = live.attempt
         path = f"{attempt.attempt_dir}/{OUTPUT_NAME}"
         output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | SAFELY, 0o600)
+        is_left = False
+        """To a thread, the descriptor with it."""
         try:
             if live.output < 0:
                 live.output = os.open(path, os.O_RDONLY | SAFELY)
@@ -252,11 +265,60 @@ class SpawnExecutor:
             if argv:
                 argv[0] = _find_program(attempt)
             env = [encode(f"{key}={value}") for key, value in attempt.env.items()]
+            cwd = encode(attempt.cwd)
             note = self._recorder.spawn_note(attempt.fence)
-            pid, pidfd = spawn(argv, env, encode(attempt.cwd), output, self._file_limit, note)
+            if self._live:
+                if note is not None:
+                    note = os.dup(note[0]), note[1]  # the journal may be another file by then
+                is_left = True
+                self._leave_to_thread(live, output, note, lambda: spawn(argv, env, cwd, output, self._file_limit, note))
+                return
+            pid, pidfd = spawn(argv, env, cwd, output, self._file_limit, note)
         finally:
-            os.close(output)
+            if not is_left:
+                os.close(output)
         self._has_begun(live, pid, pidfd)
+
+    def _leave_to_thread(
+        self, live: Live, output: int, note: tuple[int, bytes] | None, make: Callable[[], tuple[int, int]]
+    ) -> None:
+        """`_made` follows."""
+        fence = live.attempt.fence
+        self._live[fence] = live
+        self._starting.add(fence)
+
+        def work() -> None:
+            made: tuple[int, int] | OSError | ValueError
+            try:
+                made = make()
+            except (OSError, ValueError) as error:
+                made = error
+            os.close(output)
+            if note is not None:
+                os.close(note[0])
+            self._loop.call_soon_threadsafe(self._made, live, made)
+
+        if len(self._starters) < min(_MOST_STARTERS, os.cpu_count() or 1, len(self._starting)):
+            starter = threading.Thread(target=_work_off, args=(self._to_start,), name="titan-starter", daemon=True)
+            try:
+                starter.start()
+                self._starters.append(starter)
+            except RuntimeError:  # there are too many in this system
+                if not self._starters:
+                    work()
+                    return
+        self._to_start.put(work)
+
+    def _made(self, live: Live, made: tuple[int, int] | OSError | ValueError) -> None:
+        fence = live.attempt.fence
+        self._starting.discard(fence)
+        wish = self._wishes.pop(fence, None)
+        if not isinstance(made, tuple):
+            self._cannot_begin(live, made)
+            return
+        self._has_begun(live, *made)
+        if wish is not None:
+            self._end(live, *wish)
 
     def _has_begun(self, live: Live, pid: int, pidfd: int) -> None:
         """There is a process, our child."""
@@ -302,6 +364,10 @@ class SpawnExecutor:
             await asyncio.shield(self._empty)
         self._deliver()
         self._poller.close()
+        for _ in self._starters:
+            self._to_start.put(None)
+        while self._starters:
+            self._starters.pop().join()
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
         if self._watch is not None:
@@ -472,6 +538,11 @@ class SpawnExecutor:
     def _end(self, live: Live, ending: Ending, grace: float) -> None:
         """TERM now, KILL after the grace. Also when it is being ended already: the earlier end counts."""
         now = time.monotonic()
+        fence = live.attempt.fence
+        if fence in self._starting:
+            _, earlier = self._wishes.get(fence, (ending, grace))
+            self._wishes[fence] = (ending, min(earlier, grace))
+            return
         if live.ending is None:
             if live.has_ended():
                 return  # it was faster: its descriptor is ready, and it ended by itself
@@ -562,6 +633,12 @@ class SpawnExecutor:
 
 
 # ---------------------------------------------------------------- starting
+
+
+def _work_off(orders: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    """A thread that starts processes, until it gets None."""
+    while (work := orders.get()) is not None:
+        work()
 
 
 def encode(text: str) -> bytes:
