@@ -287,8 +287,9 @@ class Queries:
         if not watched.is_run or len(run.state) == 1:
             states = _states(run, watched)
             task_state = PUBLIC[max(states, key=lambda state: (state not in FINAL, state != 7, state))]
-            row = self._history.newest(run.id, first) if count == 1 else None
-            if row is not None:
+            if count == 1 and run.state[first] == TaskState.COMPLETED:
+                exit_code = 0
+            elif count == 1 and (row := self._history.newest(run.id, first)) is not None:
                 exit_code = _exit_code(row)
         return msg.Update(
             run.id,

@@ -57,13 +57,15 @@ PUBLIC = {
 
 PUBLIC_STATES = tuple(dict.fromkeys(PUBLIC.values()))
 _PUBLIC_OF_VALUE = tuple(PUBLIC[state] for state in TaskState)
+_NO_COUNTS = dict.fromkeys(PUBLIC_STATES, 0)
 
 
 def public_counts(counts: list[int]) -> dict[str, int]:
     """Tasks by public state, from tasks by inner state."""
-    result = dict.fromkeys(PUBLIC_STATES, 0)
-    for public, n in zip(_PUBLIC_OF_VALUE, counts, strict=True):
-        result[public] += n
+    result = _NO_COUNTS.copy()
+    for state, n in enumerate(counts):
+        if n:
+            result[_PUBLIC_OF_VALUE[state]] += n
     return result
 
 

@@ -29,6 +29,9 @@ from titan_fast.scheduler.lifecycle import N_STATES, TaskState
 _STRETCH = re.compile(b"|".join(re.escape(bytes([state])) + b"++" for state in TaskState), re.DOTALL)
 _STATES = tuple(TaskState)
 
+_NO_EDGES_AT, _NO_EDGES = array("I", [0]), array("I")
+"""Of every run that has none yet; a run's edges are replaced, never added to."""
+
 # Marks of a lot's members.
 WAITING, STARTED, RECALLING, DONE = 0, 1, 2, 3
 
@@ -162,10 +165,8 @@ class Run:
         self.best = array("Q")
         """The highest accepted fence of each spec: an attempt of a child must be above it."""
         self.works = Texts()
-        self.parents_at = array("I", [0])
-        self.parents = array("I")
-        self.children_at = array("I", [0])
-        self.children = array("I")
+        self.parents_at = self.children_at = _NO_EDGES_AT
+        self.parents = self.children = _NO_EDGES
         self.arrays: set[int] = set()
         self.last = -1
         """The only sink, if there is only one and it is one task: its result is the run's."""

@@ -61,6 +61,8 @@ def pickled_function(task: str, function: Callable[..., object], ships_project: 
 
 def pickled_call(task: str, args: tuple[object, ...], kwargs: dict[str, object], stand_in: StandIn) -> bytes:
     """The payload of one call. Raises InvalidGraph: an argument cannot be sent."""
+    if _PLAIN.issuperset(map(type, args)) and _PLAIN.issuperset(map(type, kwargs.values())):
+        return _blob(task, [pickle.dumps((args, kwargs), PROTOCOL)])
     with _refusing(task, "an argument"):
         return _blob(task, [_dumps((args, kwargs), stand_in)])
 
@@ -96,6 +98,8 @@ def _blob(task: str, parts: list[bytes]) -> bytes:
             f"task '{task}': an item or the arguments take {longest:,} bytes, at most {MAX_PAYLOAD:,} are allowed",
             hint="return it from a task, whose result may be of any size, or publish it as an artifact",
         )
+    if len(parts) == 1:
+        return b"".join((bytes(4), longest.to_bytes(4, "big"), *parts))
     if sum(map(len, parts)) > _MAX_BLOB:
         raise InvalidGraph(f"task '{task}': the items take more than 4 GiB", hint="map over fewer or smaller ones")
     offsets = array("I", accumulate(map(len, parts), initial=0))

@@ -254,4 +254,5 @@ def leave(state: State, run: Run) -> None:
     """A finished run leaves memory."""
     del state.runs[run.id]
     for value, n in enumerate(run.counts):
-        state.totals[value] -= n
+        if n:
+            state.totals[value] -= n
