@@ -10,13 +10,14 @@ import tempfile
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from titan_fast.errors import WaitTimedOut
 from titan_fast.ids import TaskId
 from titan_fast.model.spec import GraphSpec
 from titan_fast.protocol import messages as msg
@@ -175,14 +176,15 @@ class AsyncClient:
             self._unwatched += map(weakref.ref, begun)
         return begun
 
-    async def watch_ahead(self, run: AsyncPendingRun) -> None:
-        """Ask for the outcome of a run, and for those of others that will be waited for next, in one write."""
+    async def watch_ahead(self, run: AsyncPendingRun, timeout: float | None) -> None:
+        """As `Client.watch_ahead`."""
         async with AsyncExitStack() as locks:
-            chosen = [run] if await run.is_to_be_watched(locks, True) else []
+            chosen = [run] if await run.is_to_be_watched(locks, timeout) else []
             while chosen and self._unwatched and len(chosen) < AHEAD and self.line.has_room(len(chosen) + 1, WATCHED):
                 other = self._unwatched.popleft()()
-                if other is not None and other.history == run.history and await other.is_to_be_watched(locks, False):
-                    chosen.append(other)
+                with suppress(WaitTimedOut):
+                    if other is not None and other.history == run.history and await other.is_to_be_watched(locks, 0.0):
+                        chosen.append(other)
             requests = [each.to_watch() for each in chosen]
             for each, exchange in zip(chosen, await self.line.begin(requests, run.history), strict=True):
                 each.is_watched_by(exchange)

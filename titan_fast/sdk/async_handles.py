@@ -251,11 +251,12 @@ class AsyncPendingRun(AsyncRunHandle):
 
     async def outcome(self, timeout: float | None = None) -> msg.Update:
         """The last word about it, good or bad. Raises WaitTimedOut, and what went wrong with the submit."""
-        if not self._watched:
-            await self.settle()
-            await self._client.watch_ahead(self)
+        deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            await self._read_until_final(timeout)
+            if not self._watched:
+                await self.settle()
+                await self._client.watch_ahead(self, timeout)
+            await self._read_until_final(None if deadline is None else max(0.0, deadline - time.monotonic()))
         except WaitTimedOut:
             raise still_going(str(self._number or "the run"), timeout) from None
         if self._error is not None:
@@ -268,11 +269,13 @@ class AsyncPendingRun(AsyncRunHandle):
         await self.outcome(timeout)
         return self._gave.get(self._last)
 
-    async def is_to_be_watched(self, locks: AsyncExitStack, must_wait: bool) -> bool:
+    async def is_to_be_watched(self, locks: AsyncExitStack, timeout: float | None) -> bool:
         """As of `PendingRun`."""
-        if self._lock.locked() and not must_wait:
-            return False
-        await self._lock.acquire()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise WaitTimedOut("no answer in time") from None
         locks.callback(self._lock.release)
         return bool(self._number) and not self._watched and self._outcome is None and self._error is None
 

@@ -6,7 +6,7 @@ import logging
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from titan_fast import config
-from titan_fast.errors import InvalidUsage
+from titan_fast.errors import InvalidUsage, WaitTimedOut
 from titan_fast.ids import TaskId
 from titan_fast.model.spec import GraphSpec
 from titan_fast.model.units import parse_duration
@@ -204,14 +204,19 @@ class Client:
             self._unwatched += map(weakref.ref, begun)
         return begun
 
-    def watch_ahead(self, run: PendingRun) -> None:
-        """Ask for the outcome of a run, and for those of others that will be waited for next, in one write."""
+    def watch_ahead(self, run: PendingRun, timeout: float | None) -> None:
+        """Ask for the outcome of a run, and for those of others that will be waited for next, in one write.
+
+        Raises:
+            WaitTimedOut: somebody reads the answers of this run.
+        """
         with ExitStack() as locks:
-            chosen = [run] if run.is_to_be_watched(locks, True) else []
+            chosen = [run] if run.is_to_be_watched(locks, timeout) else []
             while chosen and self._unwatched and len(chosen) < AHEAD and self.line.has_room(len(chosen) + 1, WATCHED):
                 other = self._unwatched.popleft()()
-                if other is not None and other.history == run.history and other.is_to_be_watched(locks, False):
-                    chosen.append(other)
+                with suppress(WaitTimedOut):
+                    if other is not None and other.history == run.history and other.is_to_be_watched(locks, 0.0):
+                        chosen.append(other)
             requests = [each.to_watch() for each in chosen]
             for each, exchange in zip(chosen, self.line.begin(requests, run.history), strict=True):
                 each.is_watched_by(exchange)

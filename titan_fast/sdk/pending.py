@@ -87,11 +87,12 @@ class PendingRun(RunHandle):
         return check_completed(self.outcome(timeout))
 
     def outcome(self, timeout: float | None = None) -> msg.Update:
-        if not self._watched:
-            self.settle()
-            self._client.watch_ahead(self)
+        deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            self._read_until_final(timeout)
+            if not self._watched:
+                self.settle()
+                self._client.watch_ahead(self, timeout)
+            self._read_until_final(None if deadline is None else max(0.0, deadline - time.monotonic()))
         except WaitTimedOut:
             raise still_going(str(self._number or "the run"), timeout) from None
         if self._error is not None:
@@ -104,14 +105,14 @@ class PendingRun(RunHandle):
         self.outcome(timeout)
         return self._gave.get(self._last)
 
-    def is_to_be_watched(self, locks: ExitStack, must_wait: bool) -> bool:
+    def is_to_be_watched(self, locks: ExitStack, timeout: float | None) -> bool:
         """It is accepted, and how it ends is neither known nor asked for; it stays so as long as ``locks``.
 
-        Args:
-            must_wait: for somebody who is reading its answers; otherwise False is the answer.
+        Raises:
+            WaitTimedOut: somebody has been reading its answers all the time.
         """
-        if not self._lock.acquire(blocking=must_wait):
-            return False
+        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
+            raise WaitTimedOut("no answer in time")
         locks.callback(self._lock.release)
         return bool(self._number) and not self._watched and self._outcome is None and self._error is None
 
