@@ -524,7 +524,7 @@ def hopeless(stage, tmp_path):
     ]
     lost_place = stage.attempt(14, "true")
     stage.place(14).rmdir()
-    return [*cases, (lost_place, errno.ENOENT, "/14/output does not exist")]
+    return [*cases, (lost_place, errno.ENOENT, "/0.14/output does not exist")]
 
 
 def test_what_cannot_start_says_why(stage, tmp_path):
