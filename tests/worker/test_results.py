@@ -379,7 +379,7 @@ def test_its_run_keeps_its_files_under_another_history(stage, tmp_path):
     stage.play(scene)
 
 
-def test_one_that_ends_in_the_turn_in_which_it_began_is_told_as_started(stage):
+def test_one_that_ends_in_the_turn_in_which_it_began_is_told_as_started_while_its_file_is_on_its_way(stage):
     async def scene(master):
         session = await master.attached()
         session.keep_all()
@@ -392,6 +392,7 @@ def test_one_that_ends_in_the_turn_in_which_it_began_is_told_as_started(stage):
         stage.executor.observer.attempt_started = started
         session.assign(A)
         await next_of(master, session, 0)
+        await stage.until(lambda: session.frames(Op.STARTED))
         assert [list(frame.columns[3]) for frame in session.frames(Op.STARTED)] == [[A]]
 
     stage.play(scene)
