@@ -42,8 +42,8 @@ def _at_once(*ops: Op) -> Sabotage:
     """Frames of these kinds do not wait for the facts they rest on."""
     send_after = Session.send_after
 
-    def early(self: Session, position: int, frame: bytes) -> None:
-        send_after(self, 0 if frame[1] in ops else position, frame)
+    def early(self: Session, position: int, frame: bytes, *, is_urgent: bool = True) -> None:
+        send_after(self, 0 if frame[1] in ops else position, frame, is_urgent=is_urgent)
 
     return lambda: mock.patch.object(Session, "send_after", early)
 

@@ -740,6 +740,8 @@ class Functions:
         return taken
 
     def _end(self, lane: _Lane, position: int, ending: Ending, grace: float) -> None:
+        if lane.process.poll() is not None:
+            return  # it has ended by itself, which is heard of in a moment
         lane.ending = (position, ending)
         lane.kill_at = time.monotonic() + grace
         self._signal(lane, signal.SIGTERM if grace else signal.SIGKILL)
