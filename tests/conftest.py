@@ -19,9 +19,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # started in the background by a shell; what the tests start would ignore Ctrl-C too
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Started in the background, or by nohup, we ignore some signals, and so would what the tests start.
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 def pytest_collection_modifyitems(config, items):
