@@ -16,7 +16,7 @@ and the cache of its store is full."""
     ("kind", "members", "warm", "runs"),
     [
         ("arrays", 50, 1200, 1000),
-        ("single tasks", 1, 6500, 2500),
+        ("single tasks", 1, 12_500, 2500),
         pytest.param("arrays", 500, 1500, 2000, marks=pytest.mark.long),
         pytest.param("single tasks", 1, 20_000, 200_000, marks=pytest.mark.long),
     ],
