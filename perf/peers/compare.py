@@ -258,6 +258,12 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def command(options: argparse.Namespace) -> str:
+    """What measures the same again; where the environments are is the machine's own."""
+    words = ["perf/peers/run.sh", *options.peers, "--rounds", str(options.rounds)]
+    return " ".join(words if options.works == list(WORKS) else [*words, "--work", ",".join(options.works)])
+
+
 def main(arguments: list[str]) -> int:
     options = read_options(arguments)
     folder = options.dir.resolve()
@@ -289,7 +295,7 @@ def main(arguments: list[str]) -> int:
     if options.scale == 1:
         report = {
             "name": "peers",
-            "command": " ".join(["perf/peers/run.sh", *arguments]),
+            "command": command(options),
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "rounds": options.rounds,
             "seconds": round(time.monotonic() - began, 1),

@@ -49,6 +49,14 @@ def test_a_failed_test_is_a_failure_in_the_table(page):
     assert row(page, "Master `kill -9`")[-2:] == ["not run", "**failed**, 0 s"]
 
 
+@pytest.mark.parametrize(("hours", "says"), [(4_145, "4,145 of 20,000 so far, 0 s"), (20_000, "passed, 0 s")])
+def test_what_is_reached_in_several_goes_says_how_far_it_is(page, hours, says):
+    with report.Report("simulation", "replay.py --more", is_long=True) as told:
+        told.figures["cluster-hours"] = hours
+    page.main()
+    assert row(page, "Everyone crashes")[-1] == says
+
+
 def test_a_page_without_its_marks_is_left_alone(page):
     page.PAGE.write_text("mine\n")
     with pytest.raises(SystemExit, match="has lost its marks"):
