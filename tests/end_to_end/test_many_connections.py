@@ -170,8 +170,9 @@ def test_a_crowd_costs_the_others_little_and_leaves_nothing_behind(sides, tmp_pa
         emptied = crowded.resident
         with ten_thousand(crowded):
             pass
+        # What is free goes back to the system when the master has nothing to do.
+        until(lambda: crowded.resident - emptied < LEFT, "it needs no more memory after as many again")
         figures["more memory after as many again, MiB"] = (crowded.resident - emptied) / MEBIBYTE
-        assert crowded.resident - emptied < LEFT
 
 
 def those_who_misbehave(figures, sides):
