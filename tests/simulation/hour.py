@@ -35,8 +35,8 @@ QUIET = 1500.0
 WORKERS = (("GPU,BIG", 4), ("GPU", 4), ("", 4), ("GPU,BIG", 2), ("LAB", 8), ("", 3))
 CLIENTS = 3
 RUNS = 12
-FUNCTIONS = 10
-"""Graphs with functions among them."""
+FUNCTIONS = 4
+"""Graphs with functions, beside those."""
 LANES = 12
 """Processes for functions that the system ends, at most."""
 TASKS = 1000
@@ -70,14 +70,14 @@ class ClusterHour:
         sabotage: str = "",
         *,
         is_traced: bool = False,
-        has_functions: bool = True,
+        functions: int = FUNCTIONS,
     ) -> None:
         """
         Args:
-            has_functions: without them an hour is what it was before they took part.
+            functions: graphs with functions; with none of them an hour is what it was before they took part.
         """
         self.seed = seed
-        self.has_functions = has_functions
+        self.functions = functions
         climate = climate or climate_of(seed)
         self.world = World(seed, is_traced=is_traced)
         self.rng = self.world.chance("hour")
@@ -131,7 +131,7 @@ class ClusterHour:
             lives.append(program.main(client.live(shapes[number::CLIENTS], STORM)))
         self._replay_now_and_then()
         self.weather.brew(FAULTS + self.rng.randrange(15), 5.0, STORM)
-        if self.has_functions:
+        if self.functions:
             self.weather.brew_for_functions(self.world.chance("weather for functions"), LANES, 5.0, STORM)
         self.world.run(STORM)
         self.weather.clear()
@@ -159,9 +159,9 @@ class ClusterHour:
         shapes: list[graphs.Shape] = []
         while len(shapes) < RUNS or sum(shape.tasks for shape in shapes) < TASKS:
             shapes.append(graphs.draw(self.rng, f"graph-{len(shapes)}"))
-        if self.has_functions:
+        if self.functions:
             rng = self.world.chance("functions")
-            shapes += [graphs.draw_functions(rng, f"functions-{number}") for number in range(FUNCTIONS)]
+            shapes += [graphs.draw_functions(rng, f"functions-{number}") for number in range(self.functions)]
             rng.shuffle(shapes)
         return shapes
 
@@ -235,5 +235,5 @@ def _remembered(run: Run) -> dict[str, object]:
     }
 
 
-def run_hour(seed: int, sabotage: str = "", *, has_functions: bool = True) -> Hour:
-    return ClusterHour(seed, sabotage=sabotage, has_functions=has_functions).run()
+def run_hour(seed: int, sabotage: str = "", *, functions: int = FUNCTIONS) -> Hour:
+    return ClusterHour(seed, sabotage=sabotage, functions=functions).run()

@@ -1,7 +1,7 @@
 """Cluster-hours by hand: one seed again, with its trace, many of them at once, or with promises broken on purpose.
 
 python tests/simulation/replay.py --seed 7 --trace
-python tests/simulation/replay.py --seed 350 --without-functions
+python tests/simulation/replay.py --seed 350 --functions 0
 python tests/simulation/replay.py --more --from 1000 --minutes 60 --jobs 2
 python tests/simulation/replay.py --catch-all --within 1000
 """
@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import multiprocessing
+import re
 import sys
 import time
 from collections import Counter
@@ -21,28 +22,26 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from hour import ClusterHour, Hour, run_hour
+from hour import FUNCTIONS, ClusterHour, Hour, run_hour
 from report import REPORTS, Report
 from sabotage import BREAKS
 
 FAILING = Path(__file__).with_name("failing_seeds.txt")
 """Seeds that failed once, a line each, and why; tests run them first, for ever."""
-WITHOUT = "without functions: "
-"""Begins why, of an hour in which no functions took part: with them it would be another one."""
+_FAILED = re.compile(r"^(\d+) with (\d+) functions: ", re.MULTILINE)
 LONG = 20_000
 """Hours of the long size."""
 
 
-def failing_seeds() -> list[tuple[int, bool]]:
-    """(seed, whether functions take part)."""
-    lines = [line.partition(" ") for line in FAILING.read_text("utf-8").splitlines() if line[:1].isdigit()]
-    return [(int(seed), not why.startswith(WITHOUT)) for seed, _, why in lines]
+def failing_seeds() -> list[tuple[int, int]]:
+    """(seed, graphs with functions): with more or fewer of them it would be another hour."""
+    return [(int(seed), int(functions)) for seed, functions in _FAILED.findall(FAILING.read_text("utf-8"))]
 
 
 def keep(seed: int, why: str) -> None:
-    if (seed, True) not in failing_seeds():
+    if (seed, FUNCTIONS) not in failing_seeds():
         with FAILING.open("a", encoding="utf-8") as file:
-            file.write(f"{seed} {why}\n")
+            file.write(f"{seed} with {FUNCTIONS} functions: {why}\n")
 
 
 def why(error: BaseException) -> str:
@@ -90,7 +89,7 @@ class Sums:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, help="one hour again")
-    parser.add_argument("--without-functions", action="store_true", help="that hour as it was before there were any")
+    parser.add_argument("--functions", type=int, default=FUNCTIONS, help="graphs with functions in that hour")
     parser.add_argument("--trace", action="store_true", help="print everything that happened in it")
     parser.add_argument("--hours", type=int, default=200, help="how many hours")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first seed")
@@ -106,7 +105,7 @@ def main() -> int:
 
         return catch_all(options.within)
     if options.seed is not None:
-        return _one(options.seed, options.sabotage, options.trace, not options.without_functions)
+        return _one(options.seed, options.sabotage, options.trace, options.functions)
     deadline = time.monotonic() + 60 * options.minutes
     if options.more:
         return _more(options.first, options.jobs, deadline)
@@ -127,8 +126,8 @@ def _more(first: int, jobs: int, deadline: float) -> int:
     return 0
 
 
-def _one(seed: int, sabotage: str, is_traced: bool, has_functions: bool) -> int:
-    hour = ClusterHour(seed, sabotage=sabotage, is_traced=is_traced, has_functions=has_functions)
+def _one(seed: int, sabotage: str, is_traced: bool, functions: int) -> int:
+    hour = ClusterHour(seed, sabotage=sabotage, is_traced=is_traced, functions=functions)
     try:
         told = hour.run()
     except Exception as error:

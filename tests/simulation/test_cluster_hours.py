@@ -50,9 +50,9 @@ def keep_every_promise(batch: int, sums: Sums) -> None:
     assert not failed, "it failed in a process of its own, and not here"
 
 
-@pytest.mark.parametrize(("seed", "has_functions"), failing_seeds())
-def test_what_failed_once_never_fails_again(seed: int, has_functions: bool) -> None:
-    run_hour(seed, has_functions=has_functions)
+@pytest.mark.parametrize(("seed", "functions"), failing_seeds())
+def test_what_failed_once_never_fails_again(seed: int, functions: int) -> None:
+    run_hour(seed, functions=functions)
 
 
 @pytest.mark.parametrize("batch", range(HOURS // SIZE))
