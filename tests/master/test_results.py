@@ -1,4 +1,4 @@
-"""Results that are files, as the master takes them from a worker and shows them to everybody else."""
+"""Results as the master takes them from a worker and passes them on: those that are files, and to other tasks."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ class Peer:
     def __init__(self, reader, writer, connection):
         self._reader, self._writer, self._connection = reader, writer, connection
         self._heard = []
+        self._described = {}
+        self.fence = 0
 
     @classmethod
     async def connect(cls, master, role):
@@ -68,8 +70,16 @@ class Peer:
             pass
         return incoming
 
-    def end(self, fence, result, index=0):
-        row = (1, index, 0, 0, RESULT_IS_FILE, fence, 0, 1, 1, 0, len(result))
+    async def given(self):
+        """(task, generation) of the next assignment, and the results that its description names."""
+        while (incoming := await self.next()).op is not Op.ASSIGN:
+            if incoming.op is Op.SPEC:
+                self._described[incoming.message.spec] = incoming.message.results
+        _, (spec,), (index,), _, (generation,), _, (self.fence,), _ = incoming.columns
+        return index, generation, self._described.get(spec, {})
+
+    def end(self, fence, result, index=0, generation=0, code=0, flags=0):
+        row = (1, index, generation, 0, flags, fence, code, 1, 1, 0, len(result))
         self._writer.write(send_hot(Op.RESULT, 1, [[value] for value in row], result))
 
 
@@ -79,20 +89,20 @@ def play(tmp_path, monkeypatch):
     monkeypatch.setenv("TITAN_HOME", str(tmp_path))
     settings = load({"master": {"port": 0}, "store": {"durability": "memory"}}, {"TITAN_HOME": str(tmp_path)})
 
-    async def main(scene):
+    async def main(scene, graph):
         master = Master(settings)
         await master.start()
         try:
             worker = await Peer.connect(master, "worker")
             await worker.ask(msg.Attach(worker="a" * 32, name="w", nonce="n1", connection=1, slots=1))
             client = await Peer.connect(master, "client")
-            assert (await client.ask(msg.Submit(graph=GRAPH))).run == 1
+            assert (await client.ask(msg.Submit(graph=graph))).run == 1
             fence = (await worker.hear(Op.ASSIGN)).columns[6][0]
             await scene(worker, fence, client)
         finally:
             await master.stop(0.0)
 
-    return lambda scene: asyncio.run(main(scene))
+    return lambda scene, graph=GRAPH: asyncio.run(main(scene, graph))
 
 
 async def listed(client):
@@ -104,7 +114,7 @@ def test_it_is_an_artifact_of_its_tasks_name_and_its_text_is_the_address(play):
     async def scene(worker, fence, client):
         held = await worker.ask(msg.BlobPut(digest=ADDRESS, size=len(CONTENT)), CONTENT)
         assert held == msg.BlobHeld(ADDRESS, len(CONTENT))
-        worker.end(fence, ADDRESS.encode())
+        worker.end(fence, ADDRESS.encode(), flags=RESULT_IS_FILE)
         assert (await worker.hear(Op.SPEC)).message.results == {"a": TEXT}, "the next task is given it"
         assert await listed(client) == [("1/a", ADDRESS, len(CONTENT))]
         assert (await client.ask(msg.Watch(run=1, task="a"))).task_state == "COMPLETED"
@@ -112,12 +122,35 @@ def test_it_is_an_artifact_of_its_tasks_name_and_its_text_is_the_address(play):
     play(scene)
 
 
+def test_members_of_one_generation_are_given_what_the_latest_end_above_them_was(play):
+    """Members of an array reach the same generation at different times, with another result above them each."""
+    each = TaskSpec("each", Work(argv=("use", "${tasks.a.result}")), ("a",), when="always", count=2, array=True)
+
+    async def scene(worker, fence, client):
+        worker.end(fence, b"", code=1)
+        assert await worker.given() == (1, 0, {"a": ""})
+        worker.end(worker.fence, b"", index=1, code=1)
+        assert await worker.given() == (2, 0, {"a": ""})
+        worker.end(worker.fence, b"", index=2, code=1)
+        await client.ask(msg.Watch(run=1))
+        await client.ask(msg.Retry(run=1, task="each", member=1))
+        assert await worker.given() == (2, 1, {"a": ""})
+        worker.end(worker.fence, b"", index=2, generation=1)
+        await client.ask(msg.Watch(run=1))
+        await client.ask(msg.Retry(run=1))
+        assert await worker.given() == (0, 1, {})
+        worker.end(worker.fence, b"second", generation=1)
+        assert await worker.given() == (1, 1, {"a": "second"})
+
+    play(scene, GraphSpec("g", (TaskSpec("a", Work(argv=("true",))), each)))
+
+
 def test_one_that_the_master_does_not_hold_is_taken_as_told(play, caplog):
     """The outcome was decided at the worker; a state that is older than the file does not undo it."""
     caplog.set_level(logging.WARNING)
 
     async def scene(worker, fence, client):
-        worker.end(fence, ADDRESS.encode())
+        worker.end(fence, ADDRESS.encode(), flags=RESULT_IS_FILE)
         assert (await worker.hear(Op.SPEC)).message.results == {"a": TEXT}
         assert await listed(client) == [("1/a", ADDRESS, 0)]
 
@@ -128,7 +161,7 @@ def test_one_that_the_master_does_not_hold_is_taken_as_told(play, caplog):
 @pytest.mark.parametrize("nonsense", [b"", b"../../etc/passwd", ADDRESS[:-1].encode(), b"\xff" * 64])
 def test_what_is_no_address_ends_the_connection(play, nonsense):
     async def scene(worker, fence, client):
-        worker.end(fence, nonsense)
+        worker.end(fence, nonsense, flags=RESULT_IS_FILE)
         error = (await worker.hear(Op.ERROR)).message
         assert error.code == "bad_records" and "is not the address of a file" in error.message
         with pytest.raises(ConnectionError):

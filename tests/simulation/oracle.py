@@ -293,7 +293,8 @@ class Oracle:
         failed = before.asked is None and (before.ending is not Ending.EXIT or before.code)
         if not before.is_running and (failed or before.asked is Ending.TIMEOUT):
             return
-        trouble = max(self.trouble.get(host, -AFTERMATH) for host in (before.host, process.host))
+        hosts = (before.host, process.host)
+        trouble = max(self.world.now if host in self.strays else self.trouble.get(host, -AFTERMATH) for host in hosts)
         self.must(
             trouble + AFTERMATH >= before.started or self._ended_again_above(book, book.spec_of[index], before.fence),
             name,

@@ -75,6 +75,8 @@ class Effects:
                 self._accepted[fact.run] = position
             if isinstance(fact, TasksReopened):
                 self._reopened[fact.run] = position
+                for other in self._master.worker_sessions.values():
+                    other.known_specs.pop(fact.run, None)  # they name results that may be others soon
         batches: dict[tuple[str, int], _Batch] = {}
         for command in commands:
             if not isinstance(command, cmd.Assign):
@@ -86,7 +88,7 @@ class Effects:
             if ASSIGN_BEFORE_ADMISSION in self._master.sabotage:
                 after = 0
             try:
-                if (command.spec, command.generation) not in session.known_specs.get(command.run, ()):
+                if command.spec not in session.known_specs.get(command.run, ()):
                     self._send_spec(session, command, after)
                 self._add_lot(batches.setdefault((command.worker, after), _Batch()), session, command, after)
             except Exception:
@@ -129,7 +131,7 @@ class Effects:
         spec = command.spec
         if spec in run.arrays or spec not in run.functions:
             # A single function comes with every attempt, so that workers need not keep its arguments.
-            session.known_specs.setdefault(run.id, set()).add((spec, command.generation))
+            session.known_specs.setdefault(run.id, set()).add(spec)
         work = _decode_work(run.works[spec])
         described = msg.Spec(
             run=run.id,

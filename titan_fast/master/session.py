@@ -45,8 +45,8 @@ class Session(asyncio.Protocol):
         self.fence = 0
         """The attempt that a session of role ``task`` speaks for."""
         self.connection_number = 0
-        self.known_specs: dict[int, set[tuple[int, int]]] = {}
-        """Run -> (spec, generation) of what was described to this worker."""
+        self.known_specs: dict[int, set[int]] = {}
+        """Run -> specs that were described to this worker, and are still as they were."""
         self.acknowledge = -1
         """Sequence of the last RESULT frame, to be acknowledged with this turn's facts."""
         self.attaching = False
