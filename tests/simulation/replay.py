@@ -62,7 +62,8 @@ def many(seeds: Iterable[int], jobs: int, sabotage: str = "") -> Iterator[tuple[
     if jobs == 1:
         yield from map(_try, tasks)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+    # Forked: the other ways leave a process of their own with ours, which tests of children would take for theirs.
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
         yield from pool.imap_unordered(_try, tasks, chunksize=8)
 
 
