@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from peer import Peer
 
 from titan_fast.config import load
 from titan_fast.errors import BadProof, Refused
@@ -12,9 +13,7 @@ from titan_fast.ids import make_fence
 from titan_fast.master.server import Master
 from titan_fast.model.spec import GraphSpec, TaskSpec, Work
 from titan_fast.protocol import messages as msg
-from titan_fast.protocol.connection import Connection, send, send_hot
-from titan_fast.protocol.opcodes import Op, Role
-from titan_fast.protocol.opening import Opening
+from titan_fast.protocol.opcodes import Op
 
 DEADLINE = 20.0
 GRAPH = GraphSpec("g", (TaskSpec("t", Work(argv=("true",)), count=2, array=True),))
@@ -22,47 +21,8 @@ GRAPH = GraphSpec("g", (TaskSpec("t", Work(argv=("true",)), count=2, array=True)
 NEVER_GIVEN = make_fence(1, 99)
 
 
-class Peer:
-    """A connection to the master, message by message."""
-
-    def __init__(self, reader, writer, connection):
-        self._reader, self._writer, self._connection = reader, writer, connection
-        self._heard = []
-
-    @classmethod
-    async def connect(cls, master, role, fence=0, token=None):
-        reader, writer = await asyncio.open_connection("127.0.0.1", master.port)
-        connection = Connection(Role.MASTER)
-        opening = Opening(connection, role, token or master.tokens[role], fence=fence)
-        writer.write(opening.hello())
-        while opening.welcome is None:
-            for incoming in connection.receive(await reader.read(1 << 16)):
-                writer.write(opening.take(incoming))
-        return cls(reader, writer, connection)
-
-    async def ask(self, message, attachments=()):
-        self._writer.write(send(message, attachments, 7))
-        return await self.next()
-
-    async def next(self):
-        async with asyncio.timeout(DEADLINE):
-            while not self._heard:
-                data = await self._reader.read(1 << 16)
-                if not data:
-                    raise ConnectionError("hung up")
-                self._heard.extend(self._connection.receive(data))
-            return self._heard.pop(0)
-
-    async def hear(self, op):
-        while (incoming := await self.next()).op is not op:
-            pass
-        return incoming
-
-    def end_attempt(self, run, fence):
-        self._writer.write(send_hot(Op.RESULT, 1, ([run], [0], [0], [0], [0], [fence], [0], [1], [1], [0], [0])))
-
-    def cut(self):
-        self._writer.transport.abort()
+def end_attempt(worker, run, fence):
+    worker.say_hot(Op.RESULT, 1, ([run], [0], [0], [0], [0], [fence], [0], [1], [1], [0], [0]))
 
 
 @pytest.fixture
@@ -91,13 +51,13 @@ def play(tmp_path, monkeypatch):
 
 def test_a_task_has_keys_and_files(play):
     async def scene(master, worker, run, fence):
-        task = await Peer.connect(master, "worker", fence)
-        revision = (await task.ask(msg.KvSet(name="k"), (b"v",))).message.revision
+        task = await Peer.connect(master, "worker", fence=fence)
+        revision = (await task.ask(msg.KvSet(name="k"), b"v")).message.revision
         found = await task.ask(msg.KvGet(name="k"))
         assert (found.message.revision, found.attachments) == (revision, (b"v",))
         assert [row.name for row in (await task.ask(msg.KvList())).message.keys] == ["k"]
         digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
-        assert (await task.ask(msg.BlobPut(digest=digest, size=4), (b"test",))).message.size == 4
+        assert (await task.ask(msg.BlobPut(digest=digest, size=4), b"test")).message.size == 4
         assert (await task.ask(msg.BlobAsk(digest))).message.size == 4
         await task.ask(msg.ArtifactPublish(name="a", digest=digest))
         assert (await task.ask(msg.ArtifactList(name="a"))).message.artifacts[0].digest == digest
@@ -125,7 +85,7 @@ def test_a_task_has_keys_and_files(play):
 )
 def test_a_task_may_do_nothing_else(play, message):
     async def scene(master, worker, run, fence):
-        task = await Peer.connect(master, "worker", fence)
+        task = await Peer.connect(master, "worker", fence=fence)
         refused = (await task.ask(message)).message
         assert (refused.code, refused.message) == ("wrong_role", f"a task may not send {message.op.name}")
         assert len(master.worker_sessions) == 1, "it is no session of a worker"
@@ -136,7 +96,7 @@ def test_a_task_may_do_nothing_else(play, message):
 def test_an_attempt_that_was_never_given_has_no_voice(play):
     async def scene(master, worker, run, fence):
         with pytest.raises(Refused, match=r"attempt 1\.99 is not open at this master"):
-            await Peer.connect(master, "worker", NEVER_GIVEN)
+            await Peer.connect(master, "worker", fence=NEVER_GIVEN)
 
     play(scene)
 
@@ -144,9 +104,9 @@ def test_an_attempt_that_was_never_given_has_no_voice(play):
 def test_who_only_has_a_clients_token_cannot_speak_for_an_attempt(play):
     async def scene(master, worker, run, fence):
         with pytest.raises(Refused, match="only a worker may speak for an attempt"):
-            await Peer.connect(master, "client", fence)
+            await Peer.connect(master, "client", fence=fence)
         with pytest.raises(BadProof):
-            await Peer.connect(master, "worker", fence, token=master.tokens["client"])
+            await Peer.connect(master, "worker", fence=fence, token=master.tokens["client"])
 
     play(scene)
 
@@ -154,25 +114,25 @@ def test_who_only_has_a_clients_token_cannot_speak_for_an_attempt(play):
 def test_a_task_has_no_token_that_a_master_knows(play):
     async def scene(master, worker, run, fence):
         with pytest.raises(BadProof):
-            await Peer.connect(master, "task", 0, token="t")
+            await Peer.connect(master, "task", token="t")
         with pytest.raises(Refused):
-            await Peer.connect(master, "task", fence, token="t")
+            await Peer.connect(master, "task", fence=fence, token="t")
 
     play(scene)
 
 
 def test_the_session_ends_with_its_attempt_and_nothing_of_it_counts_any_more(play):
     async def scene(master, worker, run, fence):
-        task, silent, other = [await Peer.connect(master, "worker", each) for each in (fence, fence, fence + 1)]
-        await task.ask(msg.KvSet(name="k"), (b"in time",))
-        worker.end_attempt(run, fence)
+        task, silent, other = [await Peer.connect(master, "worker", fence=each) for each in (fence, fence, fence + 1)]
+        await task.ask(msg.KvSet(name="k"), b"in time")
+        end_attempt(worker, run, fence)
         await worker.hear(Op.ACK)
-        await other.ask(msg.KvSet(name="other"), (b"goes on",))
+        await other.ask(msg.KvSet(name="other"), b"goes on")
         for peer in (task, silent):
             with pytest.raises(ConnectionError):
-                await peer.ask(msg.KvSet(name="k"), (b"too late",))
+                await peer.ask(msg.KvSet(name="k"), b"too late")
         with pytest.raises(Refused, match="is not open"):
-            await Peer.connect(master, "worker", fence)
+            await Peer.connect(master, "worker", fence=fence)
         client = await Peer.connect(master, "client")
         assert (await client.ask(msg.KvGet(name="k"))).attachments == (b"in time",)
 
@@ -181,16 +141,16 @@ def test_the_session_ends_with_its_attempt_and_nothing_of_it_counts_any_more(pla
 
 def test_an_attempt_whose_worker_has_gone_is_fenced_out(play):
     async def scene(master, worker, run, fence):
-        task = await Peer.connect(master, "worker", fence)
-        await task.ask(msg.KvSet(name="k"), (b"in time",))
-        worker._writer.write(send(msg.Goodbye(empty=True)))
+        task = await Peer.connect(master, "worker", fence=fence)
+        await task.ask(msg.KvSet(name="k"), b"in time")
+        worker.say(msg.Goodbye(empty=True))
         worker.cut()
         client = await Peer.connect(master, "client")
         async with asyncio.timeout(DEADLINE):
             while [row.state for row in (await client.ask(msg.List("workers"))).message.workers] == ["READY"]:
                 pass
         with pytest.raises(ConnectionError):
-            await task.ask(msg.KvSet(name="k"), (b"too late",))
+            await task.ask(msg.KvSet(name="k"), b"too late")
         assert (await client.ask(msg.KvGet(name="k"))).attachments == (b"in time",)
 
     play(scene)

@@ -7,17 +7,15 @@ import hashlib
 import logging
 
 import pytest
+from peer import Peer
 
 from titan_fast._layout import RESULT_IS_FILE
 from titan_fast.config import load
 from titan_fast.master.server import Master
 from titan_fast.model.spec import GraphSpec, TaskSpec, Work
 from titan_fast.protocol import messages as msg
-from titan_fast.protocol.connection import Connection, send, send_hot
-from titan_fast.protocol.opcodes import Op, Role
-from titan_fast.protocol.opening import Opening
+from titan_fast.protocol.opcodes import Op
 
-DEADLINE = 20.0
 CONTENT = b"\xff not a text"
 ADDRESS = hashlib.sha256(CONTENT).hexdigest()
 TEXT = f"artifact:{ADDRESS}"
@@ -30,45 +28,13 @@ GRAPH = GraphSpec(
 )
 
 
-class Peer:
-    """A connection to the master, message by message."""
+class Worker(Peer):
+    """It says how attempts ended, and remembers what was described to it."""
 
-    def __init__(self, reader, writer, connection):
-        self._reader, self._writer, self._connection = reader, writer, connection
-        self._heard = []
+    def __init__(self, *connected):
+        super().__init__(*connected)
         self._described = {}
         self.fence = 0
-
-    @classmethod
-    async def connect(cls, master, role):
-        reader, writer = await asyncio.open_connection("127.0.0.1", master.port)
-        connection = Connection(Role.MASTER)
-        opening = Opening(connection, role, master.tokens[role])
-        writer.write(opening.hello())
-        while opening.welcome is None:
-            for incoming in connection.receive(await reader.read(1 << 16)):
-                writer.write(opening.take(incoming))
-        return cls(reader, writer, connection)
-
-    async def ask(self, message, *attachments):
-        self._writer.write(send(message, attachments, 7))
-        while (incoming := await self.next()).request != 7:
-            pass
-        return incoming.message
-
-    async def next(self):
-        async with asyncio.timeout(DEADLINE):
-            while not self._heard:
-                data = await self._reader.read(1 << 16)
-                if not data:
-                    raise ConnectionError("hung up")
-                self._heard.extend(self._connection.receive(data))
-            return self._heard.pop(0)
-
-    async def hear(self, op):
-        while (incoming := await self.next()).op is not op:
-            pass
-        return incoming
 
     async def given(self):
         """(task, generation) of the next assignment, and the results that its description names."""
@@ -80,7 +46,7 @@ class Peer:
 
     def end(self, fence, result, index=0, generation=0, code=0, flags=0):
         row = (1, index, generation, 0, flags, fence, code, 1, 1, 0, len(result))
-        self._writer.write(send_hot(Op.RESULT, 1, [[value] for value in row], result))
+        self.say_hot(Op.RESULT, 1, [[value] for value in row], result)
 
 
 @pytest.fixture
@@ -93,10 +59,10 @@ def play(tmp_path, monkeypatch):
         master = Master(settings)
         await master.start()
         try:
-            worker = await Peer.connect(master, "worker")
+            worker = await Worker.connect(master, "worker")
             await worker.ask(msg.Attach(worker="a" * 32, name="w", nonce="n1", connection=1, slots=1))
             client = await Peer.connect(master, "client")
-            assert (await client.ask(msg.Submit(graph=graph))).run == 1
+            assert (await client.ask(msg.Submit(graph=graph))).message.run == 1
             fence = (await worker.hear(Op.ASSIGN)).columns[6][0]
             await scene(worker, fence, client)
         finally:
@@ -106,18 +72,18 @@ def play(tmp_path, monkeypatch):
 
 
 async def listed(client):
-    found = await client.ask(msg.ArtifactList(prefix="1/"))
+    found = (await client.ask(msg.ArtifactList(prefix="1/"))).message
     return [(row.name, row.digest, row.size) for row in found.artifacts]
 
 
 def test_it_is_an_artifact_of_its_tasks_name_and_its_text_is_the_address(play):
     async def scene(worker, fence, client):
         held = await worker.ask(msg.BlobPut(digest=ADDRESS, size=len(CONTENT)), CONTENT)
-        assert held == msg.BlobHeld(ADDRESS, len(CONTENT))
+        assert held.message == msg.BlobHeld(ADDRESS, len(CONTENT))
         worker.end(fence, ADDRESS.encode(), flags=RESULT_IS_FILE)
         assert (await worker.hear(Op.SPEC)).message.results == {"a": TEXT}, "the next task is given it"
         assert await listed(client) == [("1/a", ADDRESS, len(CONTENT))]
-        assert (await client.ask(msg.Watch(run=1, task="a"))).task_state == "COMPLETED"
+        assert (await client.ask(msg.Watch(run=1, task="a"))).message.task_state == "COMPLETED"
 
     play(scene)
 

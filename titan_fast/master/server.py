@@ -99,6 +99,8 @@ class Master:
         self.sessions: dict[Session, None] = {}
         """Whoever is connected, in the order of coming: what happens to all of them happens in that order."""
         self.worker_sessions: dict[str, Session] = {}
+        self.newest_connections: dict[str, tuple[str, int]] = {}
+        """Worker -> (nonce of its agent, number of the connection), also when nobody is there any more."""
         self._store_epoch = 0
         """Of the store, which has a new one a moment before we do."""
         self._is_raising = False
@@ -376,6 +378,9 @@ class Master:
         """
         if session.worker not in ("", message.worker):
             raise Refused("this connection belongs to another worker already")
+        nonce, newest = self.newest_connections.get(message.worker, ("", 0))
+        if nonce == message.nonce and message.connection < newest and OLD_ATTACH_ACCEPTED not in self.sabotage:
+            raise Refused("a newer connection of this worker was there")
         old = self.worker_sessions.get(message.worker)
         if old is not None and old is not session:
             silence = self.liveness.silence(message.worker) or 0.0
@@ -388,19 +393,24 @@ class Master:
                     f"worker {message.name} ({message.worker}) is connected already",
                     hint="two agents share a work directory; give each its own with --work-dir or --name",
                 )
-            is_older = old.nonce == message.nonce and message.connection < old.connection_number
-            if is_older and OLD_ATTACH_ACCEPTED not in self.sabotage:
-                raise Refused("a newer connection of this worker is there")
             if STALE_SESSION_ACCEPTED not in self.sabotage:
                 old.worker = ""
                 old.abort()
         session.worker = message.worker
         session.nonce = message.nonce
-        session.connection_number = message.connection
+        self._remember(message)
         session.known_specs.clear()
         session.attaching = True
         self.worker_sessions[message.worker] = session
         self.liveness.attached(message.worker)
+
+    def _remember(self, message: msg.Attach) -> None:
+        """Of workers that nobody knows any more nothing is kept for long."""
+        known, here, newest = self.scheduler.state.workers, self.worker_sessions, self.newest_connections
+        if len(newest) > 2 * (len(known) + len(here)):
+            for worker in [worker for worker in newest if worker not in known and worker not in here]:
+                del newest[worker]
+        self.newest_connections[message.worker] = (message.nonce, message.connection)
 
     def worker_left(self, session: Session) -> None:
         self.liveness.forget(session.worker)

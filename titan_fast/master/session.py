@@ -44,7 +44,6 @@ class Session(asyncio.Protocol):
         self.nonce = ""
         self.fence = 0
         """The attempt that a session of role ``task`` speaks for."""
-        self.connection_number = 0
         self.known_specs: dict[int, set[int]] = {}
         """Run -> specs that were described to this worker, and are still as they were."""
         self.acknowledge = -1
