@@ -8,11 +8,12 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cloudpickle
 import pytest
-from test_functions import FIRST, KIND, Stage
+from test_functions import DEADLINE, FIRST, KIND, Stage
 
 from titan_fast.ids import Ending, format_fence
 from titan_fast.worker.executors import functions as functions_module
@@ -205,6 +206,30 @@ def test_what_ignores_term_has_its_grace_after_its_function_and_the_end_waits_fo
         assert troupe.lanes._loop.time() - lane.died > 0.1
         assert troupe.deaths[FIRST].duration < lane.died - lane.began / 1e9 + 1e-3
         await troupe.over(2)
+
+    troupe.play(scene)
+
+
+def test_processes_of_multiprocessing_need_no_grace(troupe):
+    """One of them ignores TERM, and goes when its parent has gone."""
+
+    def script(unruly, _):
+        import multiprocessing
+
+        pool = multiprocessing.get_context("spawn").Pool(2)
+        pool.map(abs, [-1, -2])
+        for each in multiprocessing.active_children():
+            with open(f"/proc/{each.pid}/stat") as stat, open(unruly.LEDGER, "a") as ledger:
+                ledger.write(f"{each.pid} {stat.read().rpartition(')')[2].split()[19]} pooled\n")
+        unruly.hang("up")
+
+    async def scene():
+        troupe.enact(script)
+        await troupe.up("up", "pooled")
+        asked = time.monotonic()
+        troupe.end(grace=1000.0)
+        assert await troupe.told() is Ending.KILLED
+        assert time.monotonic() - asked < DEADLINE
 
     troupe.play(scene)
 

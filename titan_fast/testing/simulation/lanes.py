@@ -452,6 +452,11 @@ class SimulatedFunctions(Functions):
     def _end_group(self, lane: _Lane) -> None:
         self._process_of(lane).left_until = 0.0
 
+    def _is_gone(self, lane: _Lane) -> None:
+        of = self._process_of(lane)
+        assert not of.is_alive and self._host.world.now >= of.left_until, "it is told of before all of it is gone"
+        super()._is_gone(lane)
+
     def _let_it_be_seen(self, lane: _Lane) -> None:
         """Here nothing moves while the agent does."""
 
