@@ -9,6 +9,8 @@ import asyncio
 import os
 import random
 import secrets
+import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -23,6 +25,8 @@ from titan_fast.protocol.opcodes import Op, Role
 from titan_fast.worker.agent import Agent
 from titan_fast.worker.executors.base import Outcome
 from titan_fast.worker.machine import ThisMachine
+
+sys.path.insert(0, str(Path(__file__).parent))  # functions and their trees have one stage
 
 DEADLINE = 20.0
 TOKEN = "worker-token"

@@ -74,8 +74,6 @@ class FunctionExecutor:
 
     async def close(self, grace):
         await self._functions.close(grace)
-        while living():  # noqa: ASYNC110 - what its processes started was killed with them, and takes a moment
-            await asyncio.sleep(0.002)
 
     def functions_started(self, rows, outputs):
         for _, _, _, fence, pid, began in rows:
@@ -108,6 +106,7 @@ def function_of(script):
         import signal
         import subprocess
 
+        os.environ["TITAN_ATTEMPT_DIR"]  # it is told who looks for it
         code = subprocess.run(["sh", "-c", script], stdin=subprocess.DEVNULL).returncode
         if code < 0:
             signal.signal(-code, signal.SIG_DFL)
@@ -773,6 +772,7 @@ ESCAPES = {
 }
 
 
+@also_functions
 @pytest.mark.kill
 @pytest.mark.parametrize("escape", sorted(ESCAPES))
 @pytest.mark.parametrize("how", ["timeout", "kill"])
@@ -791,6 +791,7 @@ def test_the_whole_tree_dies_on_time(stage, escape, how):
     stage.play(scene)
 
 
+@also_functions
 @needs_proc
 @pytest.mark.kill
 @pytest.mark.parametrize("surroundings", ["asyncio"], indirect=True)
@@ -807,6 +808,7 @@ def test_a_tree_is_known_by_its_output_alone(stage):
     stage.play(scene)
 
 
+@also_functions
 @pytest.mark.kill
 def test_what_forks_faster_than_it_is_found_dies_too(stage):
     script = f"trap '' TERM; echo up; while :; do {DETACHED} sleep 1000; done"
@@ -858,6 +860,7 @@ def test_what_is_about_to_end_is_not_cut_off(stage):
     stage.play(scene)
 
 
+@also_functions
 @pytest.mark.kill
 def test_no_stranger_is_hit(stage, tmp_path):
     """The same fence in another cluster on this machine, and a neighbour's attempt, are not ours to end."""
@@ -882,6 +885,7 @@ def test_no_stranger_is_hit(stage, tmp_path):
         stranger.wait()
 
 
+@also_functions
 @pytest.mark.kill
 def test_one_look_serves_all_that_are_killed(stage, monkeypatch):
     looks = []
@@ -1368,7 +1372,7 @@ def test_without_a_keeper_what_was_left_is_ended_before_anything_else(stage):
 def test_a_process_of_another_start_time_is_not_signalled(surroundings):
     child = subprocess.Popen(["sleep", "1000"])
     try:
-        start = tree._start_of(child.pid)
+        start = tree.start_of(child.pid)
         assert start > 0
         assert not tree.send(tree.Member(child.pid, start + 1), signal.SIGKILL)
         assert child.poll() is None

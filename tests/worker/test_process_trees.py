@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -50,15 +51,22 @@ class Tree:
         self._ledger = folder / f"ledger{seed}"
         end = str(OWN_END) if self.ending is Ending.EXIT else "hang"
         args = (str(seed), str(self._ledger), end)
+        command = (sys.executable, "-I", "-S", str(UNRULY), *args)
         is_script = seed % 2 == 0
         """It begins as a fork of a template, once one is up."""
-        self.work = Work(
-            argv=() if is_script else (sys.executable, "-I", "-S", str(UNRULY), *args),
-            file=UNRULY.name if is_script else "",
-            args=args if is_script else (),
-            timeout=chance.uniform(0.05, 1.5) if self.ending is Ending.TIMEOUT else 0.0,
-            grace=self.grace,
-        )
+        self.is_function = seed % 4 == 1 and self.ending is not Ending.EXIT
+        """What that starts is let be when it returns."""
+        what = {"argv": command}
+        if is_script:
+            what = {"file": UNRULY.name, "args": args}
+        elif self.is_function:
+            what = {"function": 0}
+        timeout = chance.uniform(0.05, 1.5) if self.ending is Ending.TIMEOUT else 0.0
+        self.assignment = {"run": seed, "work": Work(timeout=timeout, grace=self.grace, **what)}
+        if self.is_function:
+            item = pickle.dumps(command)
+            blob = bytes(4) + len(item).to_bytes(4, "big") + item
+            self.assignment |= {"parts": (pickle.dumps(subprocess.call),), "payload": blob}
 
     def signatures(self):
         """[pid, start, kind] or [pid, start] each."""
@@ -146,7 +154,7 @@ class Theatre:
 
     async def play(self, tree):
         async with self._room:
-            self._session.assign(tree.fence, run=tree.seed, work=tree.work)
+            self._session.assign(tree.fence, **tree.assignment)
             await self.until(lambda: tree.processes or self.reports(tree.fence), f"{tree} begins")
             self._strangers.gather(tree.fence)
             if tree.ending is Ending.KILLED:
@@ -223,7 +231,8 @@ def test_whatever_an_attempt_forks_nobody_is_left_and_nobody_else_is_hit(make_ma
             asyncio.run(scene())
         finally:
             figures = report.figures
-            figures |= {"trees": len(trees), "strangers": len(strangers.processes), "strangers hit": len(strangers.hit)}
+            figures |= {"trees": len(trees), "trees of functions": sum(tree.is_function for tree in trees)}
+            figures |= {"strangers": len(strangers.processes), "strangers hit": len(strangers.hit)}
             figures |= {"processes": sum(len(tree.processes) for tree in trees)}
             figures |= {"survivors": sum(len(tree.living) for tree in trees)}
             kinds = Counter(kind for tree in trees for kind in tree.kinds - {"up", "continued"})

@@ -3,7 +3,8 @@
 The agent's side is the real one (`executors.functions`), and so are the messages, the cells and the records; what is
 imitated is `executors._pool`, step by step.
 
-A process may be put aside between any two of its steps, as the system does it. It dies with its agent and its machine.
+A process may be put aside between any two of its steps, as the system does it. It dies with its agent and its machine,
+and may leave something behind when it is ended, which goes by itself after a while, or when it is killed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from titan_fast.testing.simulation.world import Program
 from titan_fast.worker.executors import _pool
 from titan_fast.worker.executors.base import Attempt
 from titan_fast.worker.executors.functions import Death, Functions, Observer, _Lane
+from titan_fast.worker.executors.tree import Member
 from titan_fast.worker.journal import Journal
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ PUT_ASIDE = 0.05
 SELDOM = 0.03
 DELIVERY = 2e-4
 """Longest time until a signal has arrived, seconds."""
+LEFT_BEHIND = 0.2
+"""How often something is left of a process that was ended or has died."""
 STILLBORN = 0.01
 """How often a new process ends before it reads anything."""
 NO_ROOM = 0.01
@@ -109,6 +113,8 @@ class LaneProcess:
         self.process: Process | None = None
         """The same, when it has begun."""
         self.is_alive = True
+        self.left_until = 0.0
+        """When what it has left behind goes by itself."""
         self.on_readable: Callable[[], object] = lambda: None
         self.on_end: Callable[[], object] = lambda: None
         self._host = host
@@ -180,6 +186,8 @@ class LaneProcess:
         self._host.world.after(DELIVERY * self._rng.random(), self._hit, number)
 
     def _hit(self, number: int) -> None:
+        if number == signal.SIGKILL:
+            self.left_until = 0.0
         process = self.process
         if number == signal.SIGKILL or process is None or not process.plan.stubborn:
             self._ended_by_agent(number)
@@ -201,6 +209,8 @@ class LaneProcess:
             return
         self._vanish()
         self._code = code
+        if self._rng.random() < LEFT_BEHIND:
+            self.left_until = self._host.world.now + self._rng.expovariate(1.0)
         process, self.process = self.process, None
         if process is not None:
             process.ended = self._host.world.now
@@ -426,8 +436,26 @@ class SimulatedFunctions(Functions):
         assert isinstance(lane.process, LaneProcess)
         return lane.process
 
-    def _signal_group(self, lane: _Lane, number: int) -> None:
-        self._process_of(lane).signal(number)
+    def _scan(self, lanes: Sequence[_Lane]) -> list[list[Member]]:
+        now, processes = self._host.world.now, map(self._process_of, lanes)
+        return [[Member(of.pid, 0)] if of.is_alive or now < of.left_until else [] for of in processes]
+
+    def _kill(self, lanes: Sequence[_Lane]) -> list[list[Member]]:
+        for lane in lanes:
+            self._process_of(lane).signal(signal.SIGKILL)
+        return self._scan(lanes)
+
+    def _send(self, lane: _Lane, members: Sequence[Member], number: int) -> None:
+        if members and number != signal.SIGCONT:
+            self._process_of(lane).signal(number)
+
+    def _end_group(self, lane: _Lane) -> None:
+        self._process_of(lane).left_until = 0.0
+
+    def _is_gone(self, lane: _Lane) -> None:
+        of = self._process_of(lane)
+        assert not of.is_alive and self._host.world.now >= of.left_until, "it is told of before all of it is gone"
+        super()._is_gone(lane)
 
     def _let_it_be_seen(self, lane: _Lane) -> None:
         """Here nothing moves while the agent does."""

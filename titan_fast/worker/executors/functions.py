@@ -1,8 +1,10 @@
 """Functions in long-lived processes: a lane is one process with a socket and shared memory (`_pool`), and one slot.
 
 A lane is given about a millisecond of work at a time, as the lots the master sent; what comes back are the records of
-the wire, which nobody here looks into. A lane that dies takes exactly the member with it that it was busy with. Knows
-nothing of the master, of slots but that a busy lane has one, and of what is unacknowledged.
+the wire, which nobody here looks into. A lane that dies takes exactly the member with it that it was busy with. A lane
+that is ended by force, or dies, is over when everything is gone that its process started (`tree`): one sweep looks for
+that, for all such lanes at once, and until then nobody is told. What a member leaves behind when it returns is not
+touched before. Knows nothing of the master, of slots but that a busy lane has one, and of what is unacknowledged.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -30,9 +32,9 @@ import msgspec
 from titan_fast import _layout as layout
 from titan_fast._accel import pack
 from titan_fast.ids import Ending, format_fence
-from titan_fast.worker.executors import _pool
-from titan_fast.worker.executors.spawn import FILE_LIMIT
-from titan_fast.worker.output import OUTPUT_NAME, total_size
+from titan_fast.worker.executors import _pool, tree
+from titan_fast.worker.executors.spawn import FILE_LIMIT, GIVE_UP, encode
+from titan_fast.worker.output import OUTPUT_NAME, note, total_size
 from titan_fast.worker.slots import Start, Stretch, each, payloads
 
 BATCH = 0.001
@@ -59,6 +61,11 @@ MAX_COSTS = 1000
 MAX_KNOWN = 256
 """Specs that a process is told of until it forgets them all."""
 
+_SWEEP_FIRST = MOMENT
+_SWEEP_SLOWEST = 0.1
+"""Seconds between looks at what is left of lanes that are being ended."""
+_LET_GO = 1.0
+"""Seconds that a process has to go when nothing is asked of it any more."""
 _DRAIN = 0.00002
 """Seconds, more than any processor keeps what it has written to itself: a claim that was made before our range could be
 seen is seen after them. So the processes need no barrier of their own for each member."""
@@ -256,11 +263,31 @@ class _Lane:
         self.row = self.at = 0
         self.started = 0
         """Position that was said to have started."""
+        self.born = 0.0
+        self.start = 0
+        """As `tree.Tree` has them."""
         self.ending: tuple[int, Ending] | None = None
         """(position, how) of the member it is being ended for; 0: for none, whatever it is at."""
+        self.began = 0
+        """Since when that one runs, also when it has returned meanwhile: it is not over before all is gone."""
+        self.is_termed = False
+        """All that it started has had TERM, or will have none."""
         self.kill_at = 0.0
-        self.is_stuck = self.is_dead = self.is_old = False
+        """When the grace is over (monotonic)."""
+        self.killed = 0.0
+        """When KILL was sent first (monotonic); 0: not yet."""
+        self.died = 0.0
+        """When its process was seen to have ended (monotonic)."""
+        self.file = (0, 0)
+        """Device and inode of its output when it began to end."""
+        self.found: set[tree.Member] = set()
+        """What was ever found of what it started."""
+        self.spare: set[tree.Member] = set()
+        """Those of them that we may not signal: they run as somebody else."""
+        self.is_stuck = self.is_old = False
         """Old: its working copy is about to go, so it gets nothing more."""
+        self.is_let_go = self.is_dead = self.is_gone = False
+        """Let go: it had nothing to do, and was hung up on. Dead: its process has ended. Gone: and all it started."""
         self.idle_since = 0.0
         self.files = 0
 
@@ -270,8 +297,35 @@ class _Lane:
     def running(self) -> tuple[int, int]:
         """(position, since when in nanoseconds) of what it is at, after all it has written was read; position 0: it is
         at nothing."""
+        if self.ending is not None and self.book and self.ending[0] == self.book[0].position:
+            return self.ending[0], self.began
         began, position = self.cells[_pool.BEGAN], self.cells[_pool.CLAIMED]
         return (position, began) if began and self.book and position == self.book[0].position else (0, 0)
+
+    def hang_up(self) -> None:
+        """It ends when it has come to the end of what it was told."""
+        with contextlib.suppress(OSError):  # it has ended already
+            self.link.shutdown(socket.SHUT_WR)
+
+    def note_output(self) -> None:
+        """Before it goes on to another file."""
+        with contextlib.suppress(OSError):
+            status = os.stat(self.output)
+            self.file = (status.st_dev, status.st_ino)
+
+    def tree(self, attempts: str) -> tree.Tree:
+        """How to tell what it started. ``attempts``: where the directories of attempts are."""
+        fence = format_fence(self.book[0].stretch.fence) if self.running()[0] else ""
+        return tree.Tree(
+            leader=self.process.pid,
+            born=self.born,
+            fence=encode(fence),
+            place=encode(f"{attempts}/{fence}"),
+            output=self.file,
+            start=self.start,
+            process=encode(self.output),
+            known=frozenset(self.found),
+        )
 
 
 class Functions:
@@ -298,6 +352,9 @@ class Functions:
         self._numbers = 0
         self._costs: dict[bytes, Cost] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._sweep_at = 0.0
+        self._sweep_pause = _SWEEP_FIRST
         self._empty: asyncio.Future[None] | None = None
         self._is_closed = False
         shutil.rmtree(folder, ignore_errors=True)  # what the processes of a killed agent left
@@ -346,6 +403,7 @@ class Functions:
                 and (len(lane.batches) < 2 or lane.ahead + cost < 2 * BATCH)
                 and not lane.is_stuck
                 and lane.ending is None
+                and not lane.is_dead
                 and (lane.book[0].function.cost.seconds or 1.0) <= BATCH
                 and (best is None or lane.ahead < best.ahead)
             ):
@@ -406,6 +464,7 @@ class Functions:
         ours, theirs = socket.socketpair()
         memory = _shared(_pool.SIZE)
         output = os.open(lane.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | _SAFELY, 0o600)
+        lane.born = tree.boot_time()
         try:
             lane.memory = mmap.mmap(memory, _pool.SIZE)
             lane.process = subprocess.Popen(
@@ -414,7 +473,7 @@ class Functions:
                     *map(str, (theirs.fileno(), memory, os.getpid(), self._file_limit)),
                     *(self._attempts, lane.output, kind.project),
                 ],
-                env=dict(kind.env),
+                env=dict(kind.env) | {"TITAN_PROCESS": lane.output},  # whatever it starts inherits it
                 cwd=kind.project or self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -429,6 +488,7 @@ class Functions:
             theirs.close()
             os.close(memory)
             os.close(output)
+        lane.start = tree.start_of(lane.process.pid)
         ours.setblocking(False)
         lane.link = ours
         lane.cells = memoryview(lane.memory)[: 8 * _CELLS].cast("Q")
@@ -510,6 +570,13 @@ class Functions:
         cells = lane.cells
         rows = cells[_pool.ROWS]
         count = rows - lane.read
+        if lane.ending is not None and not lane.is_gone and lane.book:
+            before = lane.ending[0] - lane.book[0].position
+            if 0 <= before < count:
+                # It has come to its own end while it was ended: that is told when what it started is gone.
+                count = before
+                if not lane.is_dead:
+                    lane.hang_up()
         if not count:
             return
         if cells[_pool.TURN] != lane.turn:
@@ -522,8 +589,8 @@ class Functions:
         tail = lane.memory[start : start + size]
         lane.row += count
         lane.at += size
-        lane.read = rows
-        cells[_pool.READ] = rows
+        lane.read += count
+        cells[_pool.READ] = lane.read
         lane.is_stuck = False
         ended = Ended(records, tail, [], [], is_special=any(records[_ENDING_AT + 1 :: _RECORD]))
         unrun: list[Stretch] = []
@@ -620,10 +687,7 @@ class Functions:
         for lane in list(self._lanes):
             self._harvest(lane)
             position, began = lane.running()
-            if lane.kill_at and now >= lane.kill_at:
-                lane.kill_at = 0.0
-                self._signal(lane, signal.SIGKILL)
-            if not position:
+            if not position or lane.is_dead or not lane.cells[_pool.BEGAN]:
                 continue
             took = now - began / 1e9
             entry = lane.book[0]
@@ -646,7 +710,7 @@ class Functions:
         if unrun:
             self._observer.functions_unrun(unrun)
         self._let_idle_go()
-        if any(lane.book or lane.kill_at for lane in self._lanes):
+        if any(lane.book and not lane.is_dead for lane in self._lanes):
             self._look_soon()
         elif self._idle:
             self._look_soon(IDLE)
@@ -672,9 +736,10 @@ class Functions:
         """It has nothing to do: hang up, and it goes."""
         self._idle.remove(lane)
         lane.ending = (0, Ending.KILLED)
-        lane.kill_at = time.monotonic() + 1.0
-        lane.link.shutdown(socket.SHUT_WR)
-        self._look_soon()
+        lane.is_let_go = lane.is_termed = True
+        lane.kill_at = time.monotonic() + _LET_GO
+        lane.hang_up()
+        self._sweep_soon(_LET_GO)
 
     # ---------------------------------------------------------------- taking back, ending
 
@@ -688,7 +753,8 @@ class Functions:
 
     def kill(self, fence: int, grace: float) -> bool:
         """TERM to its process and what that started, ``grace`` seconds later KILL (at once without any); ends as
-        KILLED. What nobody is at any more is ignored. What is behind it in its lane has been taken back before.
+        KILLED, or as it ended by itself meanwhile, when all of that is gone. What nobody is at any more is ignored.
+        What is behind it in its lane has been taken back before.
 
         Returns:
             Whether that is all; False: its process is about to begin it or to pass it over, or is behind it, and what
@@ -699,10 +765,10 @@ class Functions:
                 if not _meets(entry, fence, 1):
                     continue
                 position = entry.position + fence - entry.stretch.fence
-                if lane.cells[_pool.CLAIMED] != position or not lane.cells[_pool.BEGAN]:
+                is_ending = lane.ending is not None and lane.ending[0] == position
+                if not is_ending and (lane.cells[_pool.CLAIMED] != position or not lane.cells[_pool.BEGAN]):
                     return False
-                if lane.ending is None:
-                    self._end(lane, position, Ending.KILLED, grace)
+                self._end(lane, position, Ending.KILLED, grace)
                 return True
         return True
 
@@ -740,25 +806,102 @@ class Functions:
         return taken
 
     def _end(self, lane: _Lane, position: int, ending: Ending, grace: float) -> None:
-        if lane.process.poll() is not None:
+        """For a member it is at, or for none (position 0). Nothing is sent here: a cancelled run ends many lanes at
+        once. Also when it is being ended already: the earlier reason counts, and the shorter grace."""
+        kill_at = time.monotonic() + grace
+        if lane.ending is not None:
+            lane.kill_at = min(lane.kill_at, kill_at)
+        elif lane.is_dead or lane.process.poll() is not None:
             return  # it has ended by itself, which is heard of in a moment
-        lane.ending = (position, ending)
-        lane.kill_at = time.monotonic() + grace
-        self._signal(lane, signal.SIGTERM if grace else signal.SIGKILL)
-        self._look_soon()
-
-    def _signal(self, lane: _Lane, number: int) -> None:
-        if lane.process.returncode is None:
-            self._signal_group(lane, number)
-
-    def _signal_group(self, lane: _Lane, number: int) -> None:
-        """To the process, if it is there, and what it started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(lane.process.pid, number)
+        else:
+            lane.ending = (position, ending)
+            lane.began = lane.cells[_pool.BEGAN]
+            lane.is_termed = grace <= 0
+            lane.kill_at = kill_at
+            lane.note_output()
+        self._sweep_soon()
 
     def _let_it_be_seen(self, lane: _Lane) -> None:
         """Wait until the process sees what we wrote, and we what it wrote before that."""
         time.sleep(_DRAIN)
+
+    # ---------------------------------------------------------------- sweeping
+
+    def _sweep_soon(self, after: float = 0.0) -> None:
+        """All that ask in this turn are served by one look at the processes of this machine."""
+        self._sweep_pause = _SWEEP_FIRST
+        when = self._loop.time() + after
+        if self._sweep_timer is not None:
+            if self._sweep_at <= when:
+                return
+            self._sweep_timer.cancel()
+        self._sweep_at = when
+        self._sweep_timer = self._loop.call_at(when, self._sweep)
+
+    def _sweep(self) -> None:
+        """One step for every lane that is being ended or has died."""
+        self._sweep_timer = None
+        now = time.monotonic()
+        lanes = [lane for lane in self._lanes if lane.is_dead or lane.ending is not None]
+        overdue = [lane for lane in lanes if not lane.killed and now >= lane.kill_at]
+        left = dict(zip(overdue, self._kill(overdue), strict=True))
+        for lane in overdue:
+            lane.killed = now
+            lane.is_termed = True
+        others = [lane for lane in lanes if lane not in left and (lane.is_dead or not lane.is_termed)]
+        left.update(zip(others, self._scan(others), strict=True))
+        for lane, members in left.items():
+            lane.found.update(members)
+            if not lane.is_termed:
+                lane.is_termed = True
+                for number in (signal.SIGTERM, signal.SIGCONT):  # a stopped process takes TERM when it goes on
+                    self._send(lane, members, number)
+            if lane.is_dead:
+                self._look_at_rest(lane, [member for member in members if member not in lane.spare], now)
+        if any(lane.is_dead or lane.ending is not None for lane in self._lanes):
+            pause = self._sweep_pause
+            self._sweep_soon(self._until_next_sweep(now))
+            self._sweep_pause = min(_SWEEP_SLOWEST, pause * 1.5)
+
+    def _look_at_rest(self, lane: _Lane, rest: list[tree.Member], now: float) -> None:
+        """Its process has ended: tell, or see to the others (in their grace they are left alone)."""
+        if lane.killed and now - lane.killed > GIVE_UP:
+            for member in rest:
+                note(lane.output, f"process {member.pid} could not be ended")
+            rest = []
+        if not rest:
+            self._is_gone(lane)
+        elif lane.killed:
+            self._send(lane, rest, signal.SIGKILL)
+
+    def _until_next_sweep(self, now: float) -> float:
+        """A process in its grace wakes us by ending; what it has left must be looked for."""
+        lanes = [lane for lane in self._lanes if lane.is_dead or lane.ending is not None]
+        wait = min((lane.kill_at - now for lane in lanes if not lane.killed), default=_SWEEP_SLOWEST)
+        if any(lane.is_dead for lane in lanes):
+            wait = min(wait, self._sweep_pause)
+        return max(0.0, wait)
+
+    def _scan(self, lanes: Sequence[_Lane]) -> list[list[tree.Member]]:
+        """What lives of each, and of what it started."""
+        return tree.scan([lane.tree(self._attempts) for lane in lanes])
+
+    def _kill(self, lanes: Sequence[_Lane]) -> list[list[tree.Member]]:
+        """KILL all of that; who was hit, and may not be gone yet."""
+        spare: set[tree.Member] = set()
+        found = tree.stop_and_kill([lane.tree(self._attempts) for lane in lanes], spare)
+        for lane in lanes:
+            lane.spare |= spare
+            if lane.process.returncode is None:
+                tree.send_group(lane.pidfd, lane.process.pid, signal.SIGKILL)  # whatever the scan was able to see
+        return found
+
+    def _send(self, lane: _Lane, members: Sequence[tree.Member], number: int) -> None:
+        tree.send_all(members, number, lane.spare)
+
+    def _end_group(self, lane: _Lane) -> None:
+        """Of a process that has just been waited for."""
+        tree.send_group(lane.pidfd, lane.process.pid, signal.SIGKILL)
 
     # ---------------------------------------------------------------- dying
 
@@ -770,21 +913,40 @@ class Functions:
             self._died(lane)
 
     def _died(self, lane: _Lane) -> None:
-        """What it had told counts, what it was at ends with it, what it had not begun goes elsewhere."""
-        if lane.process.poll() is None:
+        """What it had told counts, what it was at ends when all it started is gone, what it had not begun goes
+        elsewhere."""
+        if lane.process.poll() is None or lane.is_dead:
             return
+        lane.is_dead = True
+        lane.died = time.monotonic()
+        is_orderly = lane.is_let_go and not lane.killed and not lane.process.returncode
+        if is_orderly:
+            self._end_group(lane)
         if lane.pidfd >= 0:
             self._loop.remove_reader(lane.pidfd)
             os.close(lane.pidfd)
-        lane.is_dead = True
-        self._lanes.remove(lane)
-        self._harvest(lane)
         if lane in self._idle:
             self._idle.remove(lane)
         self._loop.remove_reader(lane.link.fileno())
         self._loop.remove_writer(lane.link.fileno())
         lane.link.close()
-        self._signal_group(lane, signal.SIGKILL)
+        self._harvest(lane)
+        if is_orderly:
+            self._is_gone(lane)
+            return
+        if lane.ending is None:
+            lane.is_termed = True
+            lane.kill_at = lane.died
+            lane.note_output()
+        self._sweep_soon()
+        if lane.cells[_pool.CLAIMED] and (unrun := self._take_all_back(lane)):
+            self._observer.functions_unrun(unrun)
+
+    def _is_gone(self, lane: _Lane) -> None:
+        """Nothing is left of it: tell of what it was at."""
+        lane.is_gone = True
+        self._lanes.remove(lane)
+        self._harvest(lane)
         was_busy = bool(lane.book)
         death = self._blame(lane)
         unrun = [entry.stretch for entry in lane.book if not entry.is_taken]
@@ -817,13 +979,14 @@ class Functions:
         if entry.is_taken:
             return None
         (start,) = each(entry.stretch)
-        took = max(0.0, time.monotonic() - began / 1e9) if began else 0.0
+        since = began / 1e9 if began else lane.died
+        took = max(0.0, lane.died - since)
         size = self._keep_output(lane, start.fence)
-        note = ""
+        said = ""
         if is_first:
             ending = Ending.NOT_STARTED
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            note = f"the process for functions ended at its start ({how})"
+            said = f"the process for functions ended at its start ({how})"
             code = errno.ECHILD
         elif lane.ending is not None and lane.ending[0] in (0, position):
             ending = lane.ending[1]
@@ -831,9 +994,9 @@ class Functions:
             ending, code = Ending.SIGNAL, -code
         else:
             ending = Ending.EXIT
-            note = "" if code else "SystemExit: the function ended its process, with exit code 0"
+            said = "" if code else "SystemExit: the function ended its process, with exit code 0"
             code = code or 1
-        return Death(start, ending, code, time.time() - took, took, note, size)
+        return Death(start, ending, code, time.time() - (time.monotonic() - since), took, said, size)
 
     def _keep_output(self, lane: _Lane, fence: int) -> int:
         """What the process wrote last is its member's; returns how much."""
@@ -886,19 +1049,15 @@ class Functions:
         if unrun := [stretch for lane in self._lanes for stretch in self._take_all_back(lane)]:
             self._observer.functions_unrun(unrun)
         for lane in list(self._lanes):
-            if lane.ending is None:
-                position = lane.running()[0]
-                if position:
-                    self._end(lane, position, Ending.KILLED, grace)
-                else:
-                    lane.ending = (0, Ending.KILLED)
-                    self._signal(lane, signal.SIGKILL)
+            position = lane.running()[0]
+            self._end(lane, position, Ending.KILLED, grace if position else 0.0)
         while self._lanes:
             if self._empty is None:
                 self._empty = self._loop.create_future()
             await asyncio.shield(self._empty)
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._sweep_timer):
+            if timer is not None:
+                timer.cancel()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

@@ -40,7 +40,7 @@ _SWEEP_FIRST = 0.005
 _SWEEP_SLOWEST = 0.1
 _POLL_FIRST = 0.002
 _POLL_SLOWEST = 0.05
-_GIVE_UP = 30.0
+GIVE_UP = 30.0
 """Seconds after KILL when the leader's companions that will not go (a stuck disk) are no longer waited for."""
 _MOST_STARTERS = 4
 """Threads that start processes; more would only wait for the same processors."""
@@ -613,7 +613,7 @@ class SpawnExecutor:
 
     def _look_at_rest(self, live: Live, rest: list[tree.Member], now: float) -> None:
         """The leader has ended: report, or see to the others (in their grace they are left alone)."""
-        if live.killed and now - live.killed > _GIVE_UP:
+        if live.killed and now - live.killed > GIVE_UP:
             for member in rest:
                 note(f"{live.attempt.attempt_dir}/{OUTPUT_NAME}", f"process {member.pid} could not be ended")
             rest = []

@@ -1,9 +1,10 @@
 """Which processes belong to an attempt, and ending them all.
 
 A process belongs to an attempt by its process group or session, by TITAN_FENCE together with TITAN_ATTEMPT_DIR in
-its environment, by the attempt's output file open on descriptor 1 or 2, or by being a child of one that does
-(reliability.md §6; a process that sheds all of these gets away, and only a cgroup would hold it). Nothing is ever
-signalled by its number alone: by pidfd after its start time was compared, or not at all.
+its environment (of a function, by the TITAN_PROCESS of the process that runs it), by the attempt's output file open on
+descriptor 1 or 2, or by being a child of one that does (reliability.md §6; a process that sheds all of these gets away,
+and only a cgroup would hold it). Nothing is ever signalled by its number alone: by pidfd after its start time was
+compared, or not at all.
 
 One scan of /proc serves any number of attempts; nothing here is needed for an attempt that ends by itself and
 leaves nobody behind. Where there is no /proc, psutil answers, and descriptors are not looked at.
@@ -32,6 +33,13 @@ _TICK = 0.05
 """Seconds by which a start time may be told wrong: it is rounded to clock ticks."""
 
 
+class Member(NamedTuple):
+    """A living process of a tree; the number alone would not name it."""
+
+    pid: int
+    start: int
+
+
 class Tree(msgspec.Struct, frozen=True):
     """How to tell the processes of one attempt."""
 
@@ -48,13 +56,10 @@ class Tree(msgspec.Struct, frozen=True):
     start: int = 0
     """When the leader was started, as `Member.start`. Given when somebody else waits for it: its number may then be a
     stranger's (0: it is our child, and its number its own)."""
-
-
-class Member(NamedTuple):
-    """A living process of a tree; the number alone would not name it."""
-
-    pid: int
-    start: int
+    process: bytes = b""
+    """The value of TITAN_PROCESS it was given; empty: none was."""
+    known: frozenset[Member] = frozenset()
+    """Those that were found to belong to it before, whatever they show by now."""
 
 
 class _Process(NamedTuple):
@@ -109,7 +114,7 @@ def send(member: Member, number: int) -> bool:
         return _send_without_pidfd(member, number)
     try:
         # The descriptor came first: if the process that has the number now is the one we saw, it has it.
-        if _start_of(member.pid) != member.start:
+        if start_of(member.pid) != member.start:
             return False
         signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:
@@ -209,6 +214,19 @@ def find(pid: int) -> Found | None:
     return Found(int(fields[19]), int(fields[1])) if fields else None
 
 
+def start_of(pid: int) -> int:
+    """When a living process started, in the unit of `Member.start`; -1 when there is none."""
+    if _HAS_PROC:
+        process = _proc_process(pid)
+        return -1 if process is None else process.start
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).create_time() * 1e6)
+    except psutil.Error:
+        return -1
+
+
 def is_start(start: int, first: float, last: float) -> bool:
     """Whether a start time lies between two moments of `boot_time`, as exactly as the system tells it."""
     return (first - _TICK) * _TICKS <= start <= (last + _TICK) * _TICKS
@@ -219,7 +237,7 @@ def find_child(parent: int, born: float, fence: bytes, place: bytes) -> int:
     marked = [Tree(0, born, fence, place)]
     for process in _proc_processes(born) if _HAS_PROC else ():
         is_leader = process.parent == parent and process.session == process.pid
-        if is_leader and _by_environment(process.pid, marked, {fence: [0]}) == 0:
+        if is_leader and _by_environment(process.pid, marked, {fence: [0]}, {}) == 0:
             return process.pid
     return 0
 
@@ -290,10 +308,15 @@ def _by_marks(trees: Sequence[Tree], processes: list[_Process]) -> dict[int, int
         if process.pid in leaders and trees[leaders[process.pid]].start not in (0, process.start):
             del leaders[process.pid]
     fences: dict[bytes, list[int]] = {}
+    names: dict[bytes, int] = {}
     outputs: dict[tuple[int, int], int] = {}
+    known: dict[Member, int] = {}
     for index, tree in enumerate(trees):
+        known.update(dict.fromkeys(tree.known, index))
         if tree.fence and tree.place:
             fences.setdefault(tree.fence, []).append(index)
+        if tree.process:
+            names[tree.process] = index
         if tree.output != (0, 0):
             outputs[tree.output] = index
     owner: dict[int, int] = {}
@@ -302,8 +325,10 @@ def _by_marks(trees: Sequence[Tree], processes: list[_Process]) -> dict[int, int
         if process.pid == myself:
             continue
         index = leaders.get(process.group, leaders.get(process.session, -1))
-        if index < 0 and fences:
-            index = _by_environment(process.pid, trees, fences)
+        if index < 0 and known:
+            index = known.get(Member(process.pid, process.start), -1)
+        if index < 0 and (fences or names):
+            index = _by_environment(process.pid, trees, fences, names)
         if index < 0 and outputs:
             index = _by_output(process.pid, outputs)
         if index >= 0:
@@ -311,14 +336,15 @@ def _by_marks(trees: Sequence[Tree], processes: list[_Process]) -> dict[int, int
     return owner
 
 
-def _by_environment(pid: int, trees: Sequence[Tree], fences: dict[bytes, list[int]]) -> int:
+def _by_environment(pid: int, trees: Sequence[Tree], fences: dict[bytes, list[int]], names: dict[bytes, int]) -> int:
     environment = b"\0" + _environment_of(pid)
     _, mark, rest = environment.partition(b"\0TITAN_FENCE=")
     if mark:
         for index in fences.get(rest.partition(b"\0")[0], ()):
             if b"\0TITAN_ATTEMPT_DIR=" + trees[index].place + b"\0" in environment:
                 return index
-    return -1
+    _, mark, rest = environment.partition(b"\0TITAN_PROCESS=")
+    return names.get(rest.partition(b"\0")[0], -1) if mark else -1
 
 
 def _by_output(pid: int, outputs: dict[tuple[int, int], int]) -> int:
@@ -397,19 +423,6 @@ def _psutil_processes() -> Iterator[_Process]:
             continue
 
 
-def _start_of(pid: int) -> int:
-    """When a living process started, in the unit of `Member.start`; -1 when there is none."""
-    if _HAS_PROC:
-        process = _proc_process(pid)
-        return -1 if process is None else process.start
-    import psutil
-
-    try:
-        return int(psutil.Process(pid).create_time() * 1e6)
-    except psutil.Error:
-        return -1
-
-
 def _environment_of(pid: int) -> bytes:
     if _HAS_PROC:
         return _read(f"/proc/{pid}/environ")
@@ -423,7 +436,7 @@ def _environment_of(pid: int) -> bytes:
 
 
 def _send_without_pidfd(member: Member, number: int) -> bool:
-    if _start_of(member.pid) != member.start:
+    if start_of(member.pid) != member.start:
         return False
     try:
         os.kill(member.pid, number)
