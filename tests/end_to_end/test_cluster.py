@@ -181,7 +181,7 @@ def test_a_stopped_worker_lets_what_runs_finish(cluster, ask):
 
 def test_following_and_waiting_end_with_a_sentence_when_the_master_goes(cluster, ask):
     cluster.start_worker("w1", "--slots", "1")
-    run = ask.json("submit", "--", "sh", "-c", "echo begun; sleep 30")["run"]
+    run = ask.json("submit", "--", "sh", "-c", "echo begun; sleep 3")["run"]
     ask.environ["TITAN_CLIENT_RECONNECT_TIMEOUT"] = "1"
     follower = ask.start("logs", run, "-f")
     assert follower.stdout.readline() == "begun\n"

@@ -293,7 +293,7 @@ LEAVES_ORPHANS = """
 for code in (0, 7):
     if os.fork() == 0:
         if os.fork() == 0:
-            say("task", os.getpid())
+            say("task", os.getpid(), code)
             if code == 7:
                 os.kill(os.getpid(), signal.SIGTERM)
             os._exit(code)
@@ -325,7 +325,8 @@ sys.exit(0)
     assert len(kept.pids("agent")) == 3
     told = [[float(word) for word in line[1:] if word != "-"] for line in kept.lines() if line[0] == "told"]
     first, second, third = ([numbers[at : at + 4] for at in range(0, len(numbers), 4)] for numbers in told)
-    assert {item[0]: item[2] for item in first} == dict(zip(kept.pids("task"), [0, -signal.SIGTERM], strict=True))
+    tasks = [(int(line[1]), int(line[2])) for line in kept.lines() if line[0] == "task"]
+    assert {item[0]: item[2] for item in first} == {pid: -signal.SIGTERM if code else 0 for pid, code in tasks}
     assert all(item[1] > 0 and abs(item[3] - time.monotonic()) < DEADLINE for item in first)
     assert second == first, "the first agent died without having dealt with them"
     assert third == first[1:], "the second one took the first of them"
