@@ -22,11 +22,14 @@ WEATHER = {
     "retry_not_fenced": MIXED,
 }
 """In which a promise shows sooner than in others: a test that looks on is not worth the minute."""
+FIRST = {"absent_is_crash": 190}
+"""Seeds before this one notice nothing, as hours are now. Wrong, this makes a test slower, and nothing else."""
 
 
 def hours_for(name: str) -> list[int]:
     climates = [WEATHER[name]] if name in WEATHER else CLIMATES
-    return [seed for seed in range(HOURS * len(CLIMATES)) if climate_of(seed) in climates][:HOURS]
+    first = FIRST.get(name, 0)
+    return [seed for seed in range(first, first + HOURS * len(CLIMATES)) if climate_of(seed) in climates][:HOURS]
 
 
 def test_there_are_many_promises_to_break_and_each_has_one_name() -> None:
