@@ -253,6 +253,105 @@ def test_single_calls_are_given_until_they_are_a_batch_of_work(make):
     stage.play(scene)
 
 
+class Wire:
+    """The socket to a process, and what goes over it: how much at a time, and how often the process rings."""
+
+    def __init__(self, link):
+        self.link = link
+        self.sent = []
+        self.rings = 0
+
+    def __getattr__(self, name):
+        return getattr(self.link, name)
+
+    def send(self, data):
+        self.sent.append(bytes(data))
+        return self.link.send(data)
+
+    def recv(self, size):
+        data = self.link.recv(size)
+        self.rings += data.count(b".")
+        return data
+
+
+def wait_for(path):
+    while path and not os.path.exists(path):
+        time.sleep(0.001)
+
+
+def sleep_or_wait(seconds, path):
+    time.sleep(seconds)
+    wait_for(path)
+
+
+async def one_lane(stage, function, *arguments):
+    """A lane that has done one call of a function, which from now on is believed to be short."""
+    pickled = by_value(function)
+    stage.give(function, [(arguments, {})], is_array=False, pickled=pickled)
+    await stage.over(1)
+    stage.lanes._costs[pickled].seconds = functions_module.BATCH / 50
+    (lane,) = stage.lanes._lanes
+    lane.link = Wire(lane.link)
+    return lane, pickled
+
+
+def call(stage, pickled, number, *arguments):
+    fields = {"run": 1 + number, "is_array": False, "fence": FIRST + number, "pickled": pickled}
+    stage.give(None, [(arguments, {})], **fields)
+
+
+def test_a_description_and_its_call_are_one_write(make):
+    stage = make(1)
+
+    async def scene():
+        lane, pickled = await one_lane(stage, wait_for, "")
+        call(stage, pickled, 1, "")
+        await stage.over(2)
+        assert len(lane.link.sent) == 1
+
+    stage.play(scene)
+
+
+def test_a_process_rings_once_for_the_calls_that_were_there(make, monkeypatch):
+    monkeypatch.setattr(Functions, "_look", lambda lanes: None)
+    stage = make(1)
+
+    async def scene():
+        lane, pickled = await one_lane(stage, wait_for, "")
+        for turn in range(3):
+            lane.link.rings = 0
+            os.kill(lane.process.pid, signal.SIGSTOP)
+            for number in range(1, 31):
+                call(stage, pickled, 30 * turn + number, "")
+            os.kill(lane.process.pid, signal.SIGCONT)
+            await stage.over(30 * turn + 31)
+            assert 1 <= lane.link.rings <= 10, "and once more for each millisecond that it is kept waiting"
+
+    stage.play(scene)
+
+
+def test_what_has_ended_is_told_while_the_next_one_takes_its_time(make, monkeypatch, tmp_path):
+    monkeypatch.setattr(Functions, "_look", lambda lanes: None)
+    stage = make(1)
+    gate = tmp_path / "gate"
+
+    async def scene():
+        lane, pickled = await one_lane(stage, sleep_or_wait, 0.0, "")
+        os.kill(lane.process.pid, signal.SIGSTOP)
+        for number in range(1, 10):  # each of them shorter than a ring is put off, together longer
+            call(stage, pickled, number, 0.0004, "")
+        call(stage, pickled, 10, 0.0, str(gate))
+        os.kill(lane.process.pid, signal.SIGCONT)
+        await stage.until(lambda: len(stage.rows) > 2)
+        assert len(stage.rows) < 11
+        expected = sum(seconds for _, seconds in lane.batches)
+        assert lane.ahead == pytest.approx(expected), "what it has done is not ahead of it"
+        gate.touch()
+        await stage.over(11)
+
+    stage.play(scene)
+
+
 def test_a_few_are_spread_over_the_slots(stage):
     async def scene():
         stage.give(abs, range(100))
