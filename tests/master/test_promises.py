@@ -506,6 +506,7 @@ def test_the_end_of_a_run_tells_what_its_last_function_returned(tmp_path, monkey
         worker.say_hot(Op.RESULT, 1, [[1], [0], [0], [0], [0], fence, [0], [5], [5], [0], [len(gave)]], gave)
         while not ((end := await client.next()).op is Op.UPDATE and end.message.final):
             pass
+        assert end.message.exit_code == 0
         assert (end.message.gave, tuple(end.attachments)) == (("", ()) if told is None else ("t", (told,)))
 
     with_master(tmp_path, scenario, monkeypatch)
