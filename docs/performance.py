@@ -94,9 +94,10 @@ def conditions() -> str:
     if found is None:
         return NOT_RUN
     machine = found.machine
+    rounds = "one round" if found.rounds == 1 else f"medians of {found.rounds} rounds"
     versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     lines = [
-        f"`{found.command}`, {found.at}, medians of {found.rounds} rounds. {machine.cpus} processors, "
+        f"`{found.command}`, {found.at}, {rounds}. {machine.cpus} processors, "
         f"{machine.memory_gib:g} GiB, Linux {machine.kernel}, Python {machine.python}; load before it began: "
         f"{machine.load_before:g}. Versions: {versions}."
     ]

@@ -16,14 +16,15 @@ from pathlib import Path
 import psutil
 
 from titan_fast import Client, Graph
+from titan_fast.master import garden
 from titan_fast.model.spec import GraphSpec, TaskSpec, Work
 from titan_fast.testing.cluster import Cluster
 
 TASKS = 100_000
-EVERY = 2.0
-"""Seconds between two looks."""
 SETTLED = 5
-"""Looks in a row with less than 1 % between them: longer than the master takes to look around itself."""
+"""Looks in a row with less than 1 % between them."""
+EVERY = 2 * garden.EVERY / SETTLED
+"""Seconds between two looks: meanwhile the master has looked around itself twice, and given back what was free."""
 PATIENCE = 60
 """Looks, at most."""
 

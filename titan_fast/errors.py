@@ -259,6 +259,19 @@ class NoMaster(PeerError):
     code = "no_master"
     retryable = True
 
+    @classmethod
+    def at(cls, addresses: list[tuple[str, int]], reason: str) -> NoMaster:
+        """``reason``: why the last one we tried does not."""
+        return cls(
+            f"no master answers at {', '.join(f'{host}:{port}' for host, port in addresses)} ({reason})",
+            hint="start one with: titan-fast up, or name another with --master host:port",
+        )
+
+    @classmethod
+    def behind(cls, door: str, reason: object) -> NoMaster:
+        """Inside of a task, whose way to the master is its agent."""
+        return cls(f"no agent answers at {door} ({reason})", hint="is the worker of this task still running?")
+
 
 class ConnectionLost(PeerError):
     """The connection ended in the middle of something."""

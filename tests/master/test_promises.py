@@ -12,7 +12,7 @@ import pytest
 
 from titan_fast.config import load
 from titan_fast.errors import Busy, DiskFull, StoreFailed
-from titan_fast.master import watch
+from titan_fast.master import queries, watch
 from titan_fast.master.committer import ThreadCommitter
 from titan_fast.master.server import Master
 from titan_fast.master.session import Session
@@ -480,6 +480,51 @@ def test_who_waits_for_the_outcome_is_no_reason_for_a_commit_and_hears_the_numbe
         client.say(msg.Submit(graph=GRAPH))
         assert (await client.next()).op is Op.ACCEPTED
         assert hurried, "an answer that is waited for is one"
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("work", "gave", "told"),
+    [
+        (Work(function=1), b"a pickle", b"a pickle"),
+        (Work(function=1), bytes(queries.MAX_GIFT), bytes(queries.MAX_GIFT)),
+        (Work(function=1), bytes(queries.MAX_GIFT + 1), None),
+        (Work(function=1), b"artifact:1/t", None),
+        (Work(argv=("true",)), b"a text", None),
+    ],
+    ids=["function", "as-large-as-may-be", "too-large", "file", "process"],
+)
+def test_the_end_of_a_run_tells_what_its_last_function_returned(tmp_path, monkeypatch, work, gave, told):
+    async def scenario(master, store):
+        client, worker = await Peer.connect(master, "client"), await Peer.connect(master, "worker")
+        await worker.attach()
+        assert (await worker.next()).op is Op.VERDICT
+        client.say(msg.Submit(graph=GraphSpec("g", (TaskSpec("t", work, payload=0),)), watch=True), (bytes(8), b"f"))
+        assert (await worker.next()).op is Op.SPEC
+        fence = (await worker.next()).columns[6]
+        worker.say_hot(Op.RESULT, 1, [[1], [0], [0], [0], [0], fence, [0], [5], [5], [0], [len(gave)]], gave)
+        while not ((end := await client.next()).op is Op.UPDATE and end.message.final):
+            pass
+        assert end.message.exit_code == 0
+        assert (end.message.gave, tuple(end.attachments)) == (("", ()) if told is None else ("t", (told,)))
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_an_acknowledgement_of_results_is_no_reason_for_a_commit(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        client, worker = await Peer.connect(master, "client"), await Peer.connect(master, "worker")
+        await worker.attach()
+        assert (await worker.next()).op is Op.VERDICT
+        client.say(msg.Submit(graph=FUNCTION), (bytes(8), b"f"))
+        assert (await client.next()).op is Op.ACCEPTED
+        assert (await worker.next()).op is Op.SPEC
+        fence = (await worker.next()).columns[6]
+        hurried = record_hurry(master, monkeypatch)
+        worker.say_hot(Op.RESULT, 1, [[1], [0], [0], [0], [0], fence, [0], [5], [5], [0], [1]], b"x")
+        assert (await worker.next()).op is Op.ACK
+        assert hurried == []
 
     with_master(tmp_path, scenario, monkeypatch)
 

@@ -54,8 +54,15 @@ def test_a_row_says_who_was_how_fast_and_what_holds(page) -> None:
     figures = ["1,800", "2,000", "738", "2.44 × ray", "≥ 75 % of limit<br>≥ 6 × best peer", "yes<br>**no**"]
     assert cells(page, "W3") == ["W3", "title, /s", *figures]
     text = page.PAGE.read_text()
+    assert "2026-01-01T00:00:00Z, medians of 3 rounds. 2 processors" in text
     assert "* dask is not there: no network" in text
     assert "* ray, W5, W6: fell over" in text
+
+
+def test_one_round_has_no_medians(page) -> None:
+    write_report(page, [], rounds=1)
+    page.main()
+    assert "2026-01-01T00:00:00Z, one round. 2 processors" in page.PAGE.read_text()
 
 
 def test_what_was_not_measured_stays_empty(page) -> None:

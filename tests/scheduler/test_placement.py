@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from titan_fast.model.spec import TaskSpec, Work
+from titan_fast.model.spec import GraphSpec, TaskSpec, Work
 from titan_fast.scheduler import commands as cmd
 from titan_fast.scheduler import events as ev
 from titan_fast.scheduler import placement
@@ -81,6 +81,18 @@ def test_how_long_a_function_takes_is_known_beyond_its_run() -> None:
     harness.run_to_end()
 
 
+def test_a_run_goes_on_from_what_is_known_of_its_functions() -> None:
+    """One slow call counts for the next runs as it does within one: a guess errs towards not hoarding."""
+    harness = SchedulerHarness()
+    harness.worker("w1")
+    for duration in (5.0, 0.0001):
+        call(harness, b"f")
+        harness.finish("w1", duration=duration)
+    for _ in range(3):
+        call(harness, b"f")
+    assert len(harness.held_names("w1")) == 1
+
+
 def test_few_functions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "KINDS", 2)
     harness = SchedulerHarness()
@@ -98,8 +110,14 @@ def test_a_worker_is_not_told_to_forget_what_left_nothing_there() -> None:
     harness.finish("w1", "f")
     harness.finish("w1", code=1)
     assert [harness.run_state(run) for run in (done, failed)] == ["COMPLETED", "FAILED"]
+    one, work = bytes(4) + b"\0\0\0\1x", Work(function=0)
+    copied = harness.submit(GraphSpec("g", (TaskSpec("f", work, payload=1),), project="0" * 64), (b"f", one))
+    harness.finish("w1")
+    array = harness.submit([TaskSpec("f", work, payload=1, array=True)], (b"f", one))
+    harness.finish("w1")
     harness.advance(harness.tuning.keep_copies + 1.0)
-    assert [command.run for command in harness.commands if isinstance(command, cmd.ForgetRun)] == [failed]
+    told = [command.run for command in harness.commands if isinstance(command, cmd.ForgetRun)]
+    assert told == [failed, copied, array], "a failure may come again, a working copy and an array are still there"
 
 
 def test_prefetch_has_a_limit() -> None:

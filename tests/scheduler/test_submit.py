@@ -128,6 +128,16 @@ def test_payloads_that_do_not_fit_are_refused(payload: bytes) -> None:
     refused([array("a", 3, payload=0)], "do not fit", payloads=(payload,), field="tasks[0].payload")
 
 
+@pytest.mark.parametrize("end", [0, 2])
+def test_a_payload_that_does_not_fit_its_only_member_is_refused(end: int) -> None:
+    refused([array("a", 1, payload=0)], "do not fit", payloads=(struct.pack(">2I", 0, end) + b"x",))
+
+
+def test_a_payload_of_one_member_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "MAX_PAYLOAD", 3)
+    refused([array("a", 1, payload=0)], "more than 3 bytes", payloads=(blob(b"four"),))
+
+
 def test_a_missing_attachment_is_refused() -> None:
     refused([array("a", 3, payload=1)], "attachment 1", payloads=(blob(b"a", b"b", b"c"),))
 

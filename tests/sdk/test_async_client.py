@@ -7,8 +7,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
+import pickle
 import threading
 
+import msgspec
 import pytest
 
 from titan_fast import AsyncClient, Client, Graph
@@ -29,6 +31,7 @@ from titan_fast.sdk import async_client as async_module
 from titan_fast.sdk import calls
 from titan_fast.sdk.async_data import AsyncArtifacts, AsyncKeys
 from titan_fast.sdk.async_handles import AsyncPendingRun, AsyncRunHandle, AsyncTaskHandle
+from titan_fast.sdk.async_line import AsyncWire
 from titan_fast.sdk.data import Artifacts, Keys
 from titan_fast.sdk.handles import RunHandle, TaskHandle
 from titan_fast.sdk.line import AWAY, BACK
@@ -321,6 +324,44 @@ def test_bounds_hold(numbered, go, monkeypatch):
 
     go(scenario)
     assert [asked.watch for asked in numbered.asked if isinstance(asked, msg.Submit)][:3] == [True, True, False]
+
+
+def test_many_outcomes_are_asked_for_in_one_write(numbered, go, monkeypatch):
+    monkeypatch.setattr(async_module, "WATCHED", 4)
+    writes = []
+    write = AsyncWire.write
+
+    async def scenario(client):
+        runs = await client.submit_many([GRAPH] * 4) + await client.submit_many([GRAPH] * 4)
+        for run in runs:
+            await run.settle()
+        for run in runs[:4]:
+            await run.wait()
+        monkeypatch.setattr(AsyncWire, "write", lambda wire, frames: writes.append(frames) or write(wire, frames))
+        assert [(await run.wait()).run for run in reversed(runs[4:])] == [8, 7, 6, 5]
+
+    go(scenario)
+    assert len(writes) == 1
+    assert sorted(asked.run for asked in numbered.asked if isinstance(asked, msg.Watch)) == [5, 6, 7, 8]
+
+
+def test_the_result_of_the_last_task_and_of_no_other_comes_with_the_end(master, go):
+    graph = Graph("g")
+    graph.task("t", run="true")
+    graph.task("last", run="true", needs=["t"])
+    end = msgspec.structs.replace(update(True, 3), gave="last")
+    master.on(msg.Submit, msg.Accepted(3), (end, pickle.dumps(42)))
+    master.on(msg.Watch, update(True, 3))
+    master.script(msg.Results, lambda asked: [(msg.Given(), b"text")])
+
+    async def scenario(client):
+        run = await client.submit_nowait(graph)
+        await run.settle()
+        assert [await run["last"].result() for _ in range(2)] == [42, 42]
+        assert [type(asked) for asked in master.asked] == [msg.Submit]
+        assert await run["t"].result() == "text"
+
+    go(scenario)
 
 
 def test_run_waits_and_tells_a_failure(master, go):

@@ -66,6 +66,16 @@ def test_tasks_among_the_arguments_are_edges_however_deep_they_are():
     assert load(call) == (({"deep": [(first, array)]}, first), {"sep": plain})
 
 
+def test_a_task_among_plain_arguments_is_an_edge():
+    graph = Graph("g")
+    text = graph.task("text", run="true")
+    last = graph.call(print, 1, sep=text, end="")
+    assert last.spec.needs == ("text",)
+    spec, payloads = graph.to_spec()
+    (call,) = parts_of(payloads[spec.tasks[1].payload], 1)
+    assert load(call) == ((1,), {"sep": ("parent", 0, False, False), "end": ""})
+
+
 def test_a_function_travels_once():
     graph = Graph("g")
     for _ in range(10):

@@ -161,6 +161,16 @@ def test_a_run_of_a_lost_state_is_not_taken_for_another_one(master, client):
         run.wait(10)
 
 
+def test_a_run_belongs_to_the_state_that_accepted_it(numbered, client):
+    """Written to a master that was gone already, it is carried out by the next one."""
+    assert client.submit(graph()).id == 1
+    numbered.history = "second"
+    numbered.stop()
+    numbered.start()
+    run = client.submit_nowait(graph())
+    assert (run.id, run.history) == (2, "second")
+
+
 def test_a_master_that_stays_away_is_given_up_and_may_be_asked_again(master):
     master.on(msg.Submit, msg.Accepted(4))
     master.on(msg.Watch, update(4))
@@ -225,6 +235,21 @@ def test_many_outcomes_are_asked_for_in_one_write(numbered, client, monkeypatch)
     assert sorted(asked.run for asked in numbered.asked if isinstance(asked, msg.Watch)) == [5, 6, 7, 8]
 
 
+def test_the_outcome_of_a_lost_run_is_not_asked_for_along_with_others(numbered, client, monkeypatch):
+    monkeypatch.setattr(client_module, "WATCHED", 1)
+    lost = client.submit_many([graph(), graph()])[1]
+    assert lost.id == 2
+    numbered.history = "second"
+    numbered.stop()
+    numbered.start()
+    run = client.submit_many([graph(), graph()])[0]
+    assert run.id == 3
+    monkeypatch.setattr(client_module, "WATCHED", 10)
+    assert run.wait().run == 3
+    with pytest.raises(NoSuchRun, match="no run 2 any more"):
+        lost.wait(10)
+
+
 def test_what_has_its_outcome_takes_no_room_though_nobody_reads_it(numbered, client, monkeypatch):
     monkeypatch.setattr(client_module, "WATCHED", 4)
     monkeypatch.setattr(line_module, "LOOK_AGAIN", 1)
@@ -244,6 +269,16 @@ def test_the_result_of_the_last_task_comes_with_the_end(master, client):
     assert run["t"].result() == 42
     assert run["t"].result() == 42
     assert [type(asked) for asked in master.asked] == [msg.Submit]
+
+
+def test_what_came_with_the_end_is_of_the_last_task_alone(master, client):
+    both = graph()
+    both.task("last", run="true", needs=["t"])
+    master.on(msg.Submit, msg.Accepted(3), (msgspec.structs.replace(update(3), gave="last"), pickle.dumps(42)))
+    master.on(msg.Watch, update(3))
+    master.script(msg.Results, lambda asked: [(msg.Given(), b"text")])
+    run = client.submit_nowait(both)
+    assert (run["last"].result(), run["t"].result()) == (42, "text")
 
 
 def test_a_result_that_did_not_come_with_the_end_is_asked_for(numbered, client):

@@ -209,7 +209,13 @@ class ClusterHour:
             held = agent.inventory(0).inventory
             if held:
                 raise Broken(f"{name} still holds {held}")
-            left = (agent._slots.used, agent._unacknowledged_size, agent._long, agent._disowned, agent._wrote)
+            left = (
+                agent._slots.used,
+                agent._unacknowledged_size,
+                agent._functions._long,
+                agent._disowned,
+                agent._wrote,
+            )
             if any((*left, agent._held, agent._functions_to_send, agent._sent)):
                 raise Broken(f"{name} has nothing and still counts something: {left}")
             worker = master.scheduler.state.workers[self.cluster.hosts[name].worker_id]

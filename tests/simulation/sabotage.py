@@ -33,6 +33,7 @@ from titan_fast.testing.simulation.disk import SimulatedStore
 from titan_fast.worker.agent import Agent
 from titan_fast.worker.executors import _pool
 from titan_fast.worker.executors.functions import Functions
+from titan_fast.worker.function_attempts import FunctionAttempts
 from titan_fast.worker.slots import Slots, Stretch
 
 Sabotage = Callable[[], AbstractContextManager[object]]
@@ -136,7 +137,7 @@ def _taken_back_runs_on() -> AbstractContextManager[object]:
 
 
 def _unrun_forgotten() -> AbstractContextManager[object]:
-    return mock.patch.object(Agent, "functions_unrun", lambda self, stretches: None)
+    return mock.patch.object(FunctionAttempts, "functions_unrun", lambda self, stretches: None)
 
 
 def _arguments_mixed_up() -> AbstractContextManager[object]:

@@ -62,7 +62,7 @@ class Bench:
         work = Work(function=0, timeout=timeout, grace=1.0)
         spec = msg.Spec(run=1, spec=0, name="f", first=0, array=True, work=work, env={})
         self.hear(Op.SPEC, message=spec, attachments=(b"call",))
-        known = self.agent._functions._costs[b"call"] = Cost()  # type: ignore[attr-defined]
+        known = self.agent._functions._lanes._costs[b"call"] = Cost()  # type: ignore[attr-defined]
         known.seconds = cost
 
     def assign(self, first: int, count: int) -> None:

@@ -165,6 +165,8 @@ class ScriptedExecutor:
         self.journal = None
         self.running = {}
         self.started = []
+        self.told = set()
+        """Whose start the agent has heard of."""
         self.killed = []
         self.full_disk = False
         self.is_deaf = False
@@ -172,7 +174,7 @@ class ScriptedExecutor:
         self._has_started = asyncio.Event()
 
     async def until_running(self, fence):
-        while fence not in self.running:
+        while fence not in self.told:
             self._has_started.clear()
             await self._has_started.wait()
 
@@ -182,10 +184,14 @@ class ScriptedExecutor:
             loop.call_soon(self._refuse, attempt.fence)
             return
         self.running[attempt.fence] = attempt
-        self._has_started.set()
         self.started.append(attempt.fence)
         self.journal.spawned(attempt.fence, 7, 1.0)
-        loop.call_soon(self.observer.attempt_started, attempt.fence, 7, 1000.0)
+        loop.call_soon(self._begun, attempt.fence)
+
+    def _begun(self, fence):
+        self.observer.attempt_started(fence, 7, 1000.0)
+        self.told.add(fence)
+        self._has_started.set()
 
     def _refuse(self, fence):
         self.observer.attempt_ended(Outcome(fence, Ending.NOT_STARTED, 28, 1000.0, 0.0, 0, b"No space left on device"))

@@ -85,23 +85,29 @@ def test_an_acknowledgement_covers_all_frames_up_to_it(stage):
     stage.play(scene)
 
 
-def test_the_start_of_what_has_ended_is_not_told(stage):
+def test_the_start_of_what_has_ended_is_not_told(stage, monkeypatch):
+    monkeypatch.setattr("titan_fast.worker.agent.STARTED_AFTER", 3600.0)
+
     async def scene(master):
         session = await master.attached()
         session.keep_all()
         session.assign(A, first=A & 0xFF)
         session.assign(B, first=B & 0xFF)
         await stage.executor.until_running(A)
+        await stage.executor.until_running(B)
         stage.executor.end(A)
+        await master.until(lambda: session.results())
+        assert session.results() == [(A, Ending.EXIT, 0)]
+        assert not session.frames(Op.STARTED), "it is not time yet"
+        stage.agent._tell_started()
         await master.until(lambda: session.frames(Op.STARTED))
         assert [list(frame.columns[3]) for frame in session.frames(Op.STARTED)] == [[B]]
-        assert session.results() == [(A, Ending.EXIT, 0)]
 
     stage.play(scene)
 
 
 def test_results_wait_for_each_other_only_while_much_work_waits_here(make_stage, monkeypatch):
-    monkeypatch.setattr("titan_fast.worker.agent.HELD_FOR", 3600.0)
+    monkeypatch.setattr("titan_fast.worker.agent.HELD_FOR", 0.5)
     stage = make_stage(slots=1)
 
     async def scene(master):
@@ -109,11 +115,14 @@ def test_results_wait_for_each_other_only_while_much_work_waits_here(make_stage,
         session = await begin(stage, master, *fences)
         for fence in fences[:3]:
             await stage.executor.until_running(fence)
-            assert not session.results(), "four and more wait"
             stage.executor.end(fence)
         await master.until(lambda: session.results())
         assert [fence for fence, _, _ in session.results()] == fences[:3]
-        assert len(session.frames(Op.RESULT)) == 1, "with three left they left together"
+        assert len(session.frames(Op.RESULT)) == 1, "five waited when the first one ended"
+        monkeypatch.setattr("titan_fast.worker.agent.HELD_FOR", 3600.0)
+        await stage.executor.until_running(fences[3])
+        stage.executor.end(fences[3])
+        await master.until(lambda: len(session.results()) == 4)
 
     stage.play(scene)
 

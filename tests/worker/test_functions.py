@@ -237,18 +237,121 @@ def test_single_calls_are_given_until_they_are_a_batch_of_work(make):
     stage = make(1)
 
     async def scene():
-        stage.give(abs, [0], is_array=False)
+        stage.give(abs, [((0,), {})], is_array=False)
         await stage.over(1)
         (lane,) = stage.lanes._lanes
         stage.lanes._costs[pickle.dumps(abs, 5)].seconds = functions_module.BATCH / 50
         os.kill(lane.process.pid, signal.SIGSTOP)  # so that all of them are there when it looks
         for number in range(1, 201):
-            stage.give(abs, [number], run=1 + number, is_array=False, fence=FIRST + number)
+            stage.give(abs, [((number,), {})], run=1 + number, is_array=False, fence=FIRST + number)
         assert 95 < len(lane.batches) <= 100
         os.kill(lane.process.pid, signal.SIGCONT)
         await stage.over(201)
         assert not lane.batches
         assert lane.ahead == 0
+
+    stage.play(scene)
+
+
+class Wire:
+    """The socket to a process, and what goes over it: how much at a time, and how often the process rings."""
+
+    def __init__(self, link):
+        self.link = link
+        self.sent = []
+        self.rings = 0
+
+    def __getattr__(self, name):
+        return getattr(self.link, name)
+
+    def send(self, data):
+        self.sent.append(bytes(data))
+        return self.link.send(data)
+
+    def recv(self, size):
+        data = self.link.recv(size)
+        self.rings += data.count(b".")
+        return data
+
+
+def sleep_and_wait():
+    def sleep_and_wait(seconds, path):
+        time.sleep(seconds)
+        while path and not os.path.exists(path):
+            time.sleep(0.001)
+
+    return by_value(sleep_and_wait)
+
+
+async def one_lane(stage, pickled, *arguments):
+    """A lane that has done one call of a function, which from now on is believed to be short."""
+    stage.give(None, [(arguments, {})], is_array=False, pickled=pickled)
+    await stage.over(1)
+    stage.lanes._costs[pickled].seconds = functions_module.BATCH / 50
+    (lane,) = stage.lanes._lanes
+    lane.link = Wire(lane.link)
+    return lane
+
+
+def call(stage, pickled, number, *arguments):
+    fields = {"run": 1 + number, "is_array": False, "fence": FIRST + number, "pickled": pickled}
+    stage.give(None, [(arguments, {})], **fields)
+
+
+def test_a_description_and_its_call_are_one_write(make):
+    stage = make(1)
+
+    async def scene():
+        abs_of = pickle.dumps(abs, 5)
+        lane = await one_lane(stage, abs_of, -1)
+        call(stage, abs_of, 1, -2)
+        await stage.over(2)
+        assert stage.values() == {0: 1, 1: 2}
+        assert len(lane.link.sent) == 1
+
+    stage.play(scene)
+
+
+def test_a_process_rings_once_for_the_calls_that_were_there(make, monkeypatch):
+    monkeypatch.setattr(Functions, "_look", lambda lanes: None)
+    stage = make(1)
+
+    async def scene():
+        abs_of = pickle.dumps(abs, 5)
+        lane = await one_lane(stage, abs_of, 0)
+        for turn in range(3):
+            lane.link.rings = 0
+            os.kill(lane.process.pid, signal.SIGSTOP)
+            for number in range(1, 31):
+                call(stage, abs_of, 30 * turn + number, -30 * turn - number)
+            os.kill(lane.process.pid, signal.SIGCONT)
+            await stage.over(30 * turn + 31)
+            assert 1 <= lane.link.rings <= 10, "and once more for each millisecond that it is kept waiting"
+        assert stage.values() == {number: number for number in range(91)}
+
+    stage.play(scene)
+
+
+def test_what_has_ended_is_told_while_the_next_one_takes_its_time(make, monkeypatch, tmp_path):
+    monkeypatch.setattr(Functions, "_look", lambda lanes: None)
+    stage = make(1)
+    gate = tmp_path / "gate"
+
+    async def scene():
+        pickled = sleep_and_wait()
+        lane = await one_lane(stage, pickled, 0.0, "")
+        os.kill(lane.process.pid, signal.SIGSTOP)
+        for number in range(1, 10):  # each of them shorter than a ring is put off, together longer
+            call(stage, pickled, number, 0.0004, "")
+        call(stage, pickled, 10, 0.0, str(gate))
+        os.kill(lane.process.pid, signal.SIGCONT)
+        await stage.until(lambda: len(stage.rows) > 2)
+        assert len(stage.rows) < 11
+        expected = sum(seconds for _, seconds in lane.batches)
+        assert lane.ahead == pytest.approx(expected), "what it has done is not ahead of it"
+        gate.touch()
+        await stage.over(11)
+        assert {row["code"] for row in stage.rows.values()} == {0}
 
     stage.play(scene)
 

@@ -24,6 +24,7 @@ from titan_fast.sdk.handles import (
     still_going,
     value,
 )
+from titan_fast.sdk.known import Known
 
 if TYPE_CHECKING:
     from titan_fast.sdk.async_client import AsyncClient
@@ -199,28 +200,22 @@ class AsyncPendingRun(AsyncRunHandle):
         """``last``: the task that ends with the run, if there is one."""
         self._client = client
         self._exchange = exchange
-        self._last = last
-        self._watched = watched
+        self._known = Known(last, watched)
         self._lock = asyncio.Lock()
         """Whoever holds it reads the answers."""
-        self._number = 0
-        self._outcome: msg.Update | None = None
-        self._error: TitanError | None = None
-        self._gave: dict[str, bytes] = {}
-        """What its last task returned, if that was told with the outcome."""
 
     def __getitem__(self, task: str) -> AsyncTaskHandle:
-        gift = self._gift if task == self._last else None
+        gift = self._gift if task == self._known.last else None
         return AsyncTaskHandle(self._client, TaskId(self.id, task), self.history, gift)
 
     @property
     def target(self) -> TaskId:
         """Raises InvalidUsage: it is not known yet. And what went wrong with the submit."""
-        if self._error is not None:
-            raise self._error
-        if not self._number:
+        if self._known.error is not None:
+            raise self._known.error
+        if not self._known.number:
             raise InvalidUsage("it is not known yet whether this run is accepted", hint="await its settle() first")
-        return TaskId(self._number)
+        return TaskId(self._known.number)
 
     @property
     def history(self) -> str:
@@ -232,12 +227,12 @@ class AsyncPendingRun(AsyncRunHandle):
 
     async def done(self) -> bool:
         """It has ended, or was never accepted. Waits for nothing."""
-        if self._outcome is None and self._error is None:
-            if not self._watched and self._number:
+        if not self._known.is_over:
+            if self._known.is_to_be_watched:
                 return (await self.show()).finished_at > 0
             with suppress(WaitTimedOut, NoMaster):
                 await self._read_until_final(0.0)
-        return self._outcome is not None or self._error is not None
+        return self._known.is_over
 
     async def exception(self, timeout: float | None = None) -> TitanError | None:
         """What `wait` raises, or None when the run completed. Raises WaitTimedOut."""
@@ -253,21 +248,18 @@ class AsyncPendingRun(AsyncRunHandle):
         """The last word about it, good or bad. Raises WaitTimedOut, and what went wrong with the submit."""
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            if not self._watched:
+            if not self._known.watched:
                 await self.settle()
                 await self._client.watch_ahead(self, timeout)
             await self._read_until_final(None if deadline is None else max(0.0, deadline - time.monotonic()))
         except WaitTimedOut:
-            raise still_going(str(self._number or "the run"), timeout) from None
-        if self._error is not None:
-            raise self._error
-        assert self._outcome is not None
-        return self._outcome
+            raise still_going(str(self._known.number or "the run"), timeout) from None
+        return self._known.end()
 
     async def _gift(self, timeout: float | None) -> bytes | None:
         """What its last task returned, if the end of the run told that."""
         await self.outcome(timeout)
-        return self._gave.get(self._last)
+        return self._known.gift
 
     async def is_to_be_watched(self, locks: AsyncExitStack, timeout: float | None) -> bool:
         """As of `PendingRun`."""
@@ -277,23 +269,23 @@ class AsyncPendingRun(AsyncRunHandle):
         except TimeoutError:
             raise WaitTimedOut("no answer in time") from None
         locks.callback(self._lock.release)
-        return bool(self._number) and not self._watched and self._outcome is None and self._error is None
+        return self._known.is_to_be_watched
 
     def to_watch(self) -> calls.Stream[msg.Update]:
-        return calls.watch(TaskId(self._number), False)
+        return calls.watch(TaskId(self._known.number), False)
 
     def is_watched_by(self, exchange: AsyncExchange) -> None:
-        self._exchange, self._watched = exchange, True
+        self._exchange, self._known.watched = exchange, True
 
     async def retry(self) -> None:
         """Open what is FAILED, DEAD or CANCELLED again; what is waited for next is how that ends."""
         await super().retry()
-        self._outcome, self._watched, self._gave = None, False, {}
+        self._known.reopened()
 
     async def settle(self) -> None:
         """Until it is accepted or refused; raises neither."""
         async with self._lock:
-            while not self._number and self._error is None:
+            while not self._known.is_settled:
                 await self._read(None)
 
     async def _read_until_final(self, timeout: float | None) -> None:
@@ -304,7 +296,7 @@ class AsyncPendingRun(AsyncRunHandle):
         except TimeoutError:
             raise WaitTimedOut("no answer in time") from None
         try:
-            while self._watched and self._outcome is None and self._error is None:
+            while self._known.watched and not self._known.is_over:
                 await self._read(deadline)
         finally:
             self._lock.release()
@@ -312,25 +304,12 @@ class AsyncPendingRun(AsyncRunHandle):
     async def _read(self, deadline: float | None) -> None:
         """One answer. Raises WaitTimedOut, NoMaster: there may be one another time."""
         try:
-            incoming = await self._exchange.next(deadline)
-            said = incoming.message
-        except NoMaster as error:
-            if self._number:
-                error.hint = f"when it is back: titan-fast wait {self._number}"
-            raise
-        except WaitTimedOut:
-            raise
+            is_open = self._known.heard(await self._exchange.next(deadline))
         except TitanError as error:
-            self._error = error
-            self._exchange.close()
-            return
-        if isinstance(said, msg.Update | msg.Accepted):
-            self._number = said.run
-        if isinstance(said, msg.Update) and said.final:
-            self._outcome = said
-            self._gave = {said.gave: incoming.attachments[0]} if said.gave else {}
-        if self._outcome is not None or not self._watched:
+            self._known.failed(error)
+            is_open = False
+        if not is_open:
             self._exchange.close()
 
     def __repr__(self) -> str:
-        return f"<AsyncPendingRun {self._number or '(not accepted yet)'}>"
+        return f"<AsyncPendingRun {self._known.number or '(not accepted yet)'}>"

@@ -82,11 +82,7 @@ class AsyncWire(asyncio.Protocol):
                 refusal = error
         if refusal is not None:
             raise refusal
-        where = ", ".join(f"{host}:{port}" for host, port in addresses)
-        raise NoMaster(
-            f"no master answers at {where} ({reason})",
-            hint="start one with: titan-fast up, or name another with --master host:port",
-        )
+        raise NoMaster.at(addresses, reason)
 
     @classmethod
     async def through(cls, door: config.Door, timeout: float) -> AsyncWire:
@@ -99,10 +95,7 @@ class AsyncWire(asyncio.Protocol):
                 timeout,
             )
         except (ConnectionLost, OSError) as error:
-            raise NoMaster(
-                f"no agent answers at {door.path} ({_why(error)})",
-                hint="is the worker of this task still running?",
-            ) from None
+            raise NoMaster.behind(door.path, _why(error)) from None
 
     @classmethod
     async def _open(

@@ -497,13 +497,14 @@ def may_pass(error: TitanError, connecting: bool) -> bool:
 
 
 def _check_history(message: Message, history: str, welcome: msg.Welcome) -> str:
-    """The history a request belongs to. In another one its run number means another run, or none."""
+    """The history a request belongs to: a run number to its own, in another one it means another run, or none; anything
+    else to that of whoever takes it."""
     run = getattr(message, "run", 0)
     if run and history and welcome.history != history:
         error = NoSuchRun(f"{run} any more")
         error.hint = "the master has another state than the one this run belonged to: titan-fast ls lists what it has"
         raise error
-    return history or welcome.history
+    return welcome.history
 
 
 def _repeated(message: Message) -> Message:

@@ -12,6 +12,7 @@ from titan_fast.ids import TaskId
 from titan_fast.protocol import messages as msg
 from titan_fast.sdk import calls
 from titan_fast.sdk.handles import RunHandle, TaskHandle, check_completed, still_going
+from titan_fast.sdk.known import Known
 from titan_fast.sdk.line import BlockingExchange
 
 if TYPE_CHECKING:
@@ -30,18 +31,14 @@ class PendingRun(RunHandle):
         """``last``: the task that ends with the run, if there is one."""
         self._client = client
         self._exchange = exchange
-        self._last = last
-        self._watched = watched
+        self._known = Known(last, watched)
         self._lock = threading.Lock()
         """Whoever holds it reads the answers."""
-        self._number = 0
-        self._outcome: msg.Update | None = None
-        self._error: TitanError | None = None
-        self._gave: dict[str, bytes] = {}
-        """What its last task returned, if that was told with the outcome."""
 
     def __getitem__(self, task: str) -> TaskHandle:
-        return TaskHandle(self._client, TaskId(self.id, task), self.history, self._gift if task == self._last else None)
+        return TaskHandle(
+            self._client, TaskId(self.id, task), self.history, self._gift if task == self._known.last else None
+        )
 
     @property
     def target(self) -> TaskId:
@@ -55,18 +52,18 @@ class PendingRun(RunHandle):
     def id(self) -> int:
         """Its number: the run is durable. Raises as `Client.submit`."""
         self.settle()
-        if self._error is not None:
-            raise self._error
-        return self._number
+        if self._known.error is not None:
+            raise self._known.error
+        return self._known.number
 
     def done(self) -> bool:
         """It has ended, or was never accepted. Waits for nothing."""
-        if self._outcome is None and self._error is None:
-            if not self._watched and self._number:
+        if not self._known.is_over:
+            if self._known.is_to_be_watched:
                 return self.show().finished_at > 0
             with suppress(WaitTimedOut, NoMaster):
                 self._read_until_final(0.0)
-        return self._outcome is not None or self._error is not None
+        return self._known.is_over
 
     def exception(self, timeout: float | None = None) -> TitanError | None:
         """What `wait` raises, or None when the run completed. Raises WaitTimedOut."""
@@ -89,21 +86,18 @@ class PendingRun(RunHandle):
     def outcome(self, timeout: float | None = None) -> msg.Update:
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            if not self._watched:
+            if not self._known.watched:
                 self.settle()
                 self._client.watch_ahead(self, timeout)
             self._read_until_final(None if deadline is None else max(0.0, deadline - time.monotonic()))
         except WaitTimedOut:
-            raise still_going(str(self._number or "the run"), timeout) from None
-        if self._error is not None:
-            raise self._error
-        assert self._outcome is not None
-        return self._outcome
+            raise still_going(str(self._known.number or "the run"), timeout) from None
+        return self._known.end()
 
     def _gift(self, timeout: float | None) -> bytes | None:
         """What its last task returned, if the end of the run told that."""
         self.outcome(timeout)
-        return self._gave.get(self._last)
+        return self._known.gift
 
     def is_to_be_watched(self, locks: ExitStack, timeout: float | None) -> bool:
         """It is accepted, and how it ends is neither known nor asked for; it stays so as long as ``locks``.
@@ -114,23 +108,23 @@ class PendingRun(RunHandle):
         if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
             raise WaitTimedOut("no answer in time")
         locks.callback(self._lock.release)
-        return bool(self._number) and not self._watched and self._outcome is None and self._error is None
+        return self._known.is_to_be_watched
 
     def to_watch(self) -> calls.Stream[msg.Update]:
-        return calls.watch(TaskId(self._number), False)
+        return calls.watch(TaskId(self._known.number), False)
 
     def is_watched_by(self, exchange: BlockingExchange) -> None:
-        self._exchange, self._watched = exchange, True
+        self._exchange, self._known.watched = exchange, True
 
     def retry(self) -> None:
         """Open what is FAILED, DEAD or CANCELLED again; what is waited for next is how that ends."""
         super().retry()
-        self._outcome, self._watched, self._gave = None, False, {}
+        self._known.reopened()
 
     def settle(self) -> None:
         """Until it is accepted or refused; raises neither."""
         with self._lock:
-            while not self._number and self._error is None:
+            while not self._known.is_settled:
                 self._read(None)
 
     def _read_until_final(self, timeout: float | None) -> None:
@@ -138,7 +132,7 @@ class PendingRun(RunHandle):
         if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
             raise WaitTimedOut("no answer in time")
         try:
-            while self._watched and self._outcome is None and self._error is None:
+            while self._known.watched and not self._known.is_over:
                 self._read(deadline)
         finally:
             self._lock.release()
@@ -146,25 +140,12 @@ class PendingRun(RunHandle):
     def _read(self, deadline: float | None) -> None:
         """One answer. Raises WaitTimedOut, NoMaster: there may be one another time."""
         try:
-            incoming = self._exchange.next(deadline)
-            said = incoming.message
-        except NoMaster as error:
-            if self._number:
-                error.hint = f"when it is back: titan-fast wait {self._number}"
-            raise
-        except WaitTimedOut:
-            raise
+            is_open = self._known.heard(self._exchange.next(deadline))
         except TitanError as error:
-            self._error = error
-            self._exchange.close()
-            return
-        if isinstance(said, msg.Update | msg.Accepted):
-            self._number = said.run
-        if isinstance(said, msg.Update) and said.final:
-            self._outcome = said
-            self._gave = {said.gave: incoming.attachments[0]} if said.gave else {}
-        if self._outcome is not None or not self._watched:
+            self._known.failed(error)
+            is_open = False
+        if not is_open:
             self._exchange.close()
 
     def __repr__(self) -> str:
-        return f"<PendingRun {self._number or '(not accepted yet)'}>"
+        return f"<PendingRun {self._known.number or '(not accepted yet)'}>"

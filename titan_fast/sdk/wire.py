@@ -77,11 +77,7 @@ class Wire:
                 refusal = error
         if refusal is not None:
             raise refusal
-        where = ", ".join(f"{host}:{port}" for host, port in addresses)
-        raise NoMaster(
-            f"no master answers at {where} ({reason})",
-            hint="start one with: titan-fast up, or name another with --master host:port",
-        )
+        raise NoMaster.at(addresses, reason)
 
     @classmethod
     def through(cls, door: Door, timeout: float) -> Wire:
@@ -98,9 +94,7 @@ class Wire:
             wire._prove(Opening(wire._connection, Role.TASK, door.token, fence=door.fence), timeout)
         except (ConnectionLost, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise NoMaster(
-                f"no agent answers at {door.path} ({reason})", hint="is the worker of this task still running?"
-            ) from None
+            raise NoMaster.behind(door.path, reason) from None
         return wire
 
     def _prove(self, opening: Opening, timeout: float) -> None:

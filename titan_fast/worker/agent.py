@@ -1,4 +1,4 @@
-"""The agent: wires link, slots, workspace, executor and output together; starts, drains, stops.
+"""The agent: wires link, slots, workspace, executors and output together; starts, drains, stops.
 
 Everything it knows it can tell in one inventory: what waits, what runs, and what has ended and is not acknowledged.
 What the next agent needs, should this one be killed, is in the journal. Whatever touches the world is its machine's.
@@ -11,36 +11,30 @@ import errno
 import logging
 import os
 import signal
-import struct
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from titan_fast._layout import LAYOUTS, RESULT, RESULT_IS_FILE
+from titan_fast._layout import RESULT_IS_FILE
 from titan_fast.config import WorkerSettings, capabilities
 from titan_fast.errors import ConnectionLost, TitanError
 from titan_fast.ids import FENCE_SEQUENCE_BITS, Ending, TaskId, format_fence
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming, send, send_hot, send_packed
 from titan_fast.protocol.opcodes import Op
-from titan_fast.worker.command import (
-    build_environment,
-    function_environment,
-    inherit,
-    resolve_command,
-    with_own_programs,
-)
+from titan_fast.worker.command import build_environment, inherit, resolve_command, with_own_programs
 from titan_fast.worker.door import Door, NoDoor
 from titan_fast.worker.executors.base import Attempt, Left, Outcome
-from titan_fast.worker.executors.functions import MOMENT, Death, Function, Kind, take_over_gap
 from titan_fast.worker.executors.functions import Ended as EndedFunctions
+from titan_fast.worker.executors.functions import Function, take_over_gap
+from titan_fast.worker.function_attempts import FunctionAttempts, each_of
 from titan_fast.worker.journal import Begun, Ended, Past
 from titan_fast.worker.link import Link
 from titan_fast.worker.machine import Machine, ThisMachine
 from titan_fast.worker.output import OUTPUT_NAME
-from titan_fast.worker.results import Downloads, Uploads
+from titan_fast.worker.results import Uploads
 from titan_fast.worker.slots import Slots, Start, Stretch, each
 from titan_fast.worker.workspace import NO_ROOM
 
@@ -61,8 +55,6 @@ HELD_FOR = 0.005
 HELD_WHILE = 4
 """Seconds that a result may wait for others, while so many attempts for each slot wait here: enough that no slot is
 empty until the master has answered. Were another worker idle, what waits here would be recalled for it."""
-ENDINGS = tuple(Ending)
-_RECORD = struct.Struct(">" + "".join(code for _, code in LAYOUTS[RESULT][1]))
 
 
 class _Unacknowledged(msgspec.Struct):
@@ -129,26 +121,18 @@ class Agent:
         self._capabilities = capabilities(settings.caps)
         self._link = Link(addresses, find_token, self, self._machine.random)
         self._executor = self._machine.executor(self)
-        self._functions = self._machine.functions(self, self._slots.slots)
         self._shipper = self._machine.shipper(self._emit)
         self._copies = self._machine.copies(self._link.send)
         self._uploads = Uploads(self._link.send)
-        self._downloads = Downloads(self._link.send)
-        self._downloading: set[asyncio.Task[None]] = set()
         self._inherited = with_own_programs(inherit(self._machine.environ, settings.environment))
+        self._functions = FunctionAttempts(
+            self, self._machine, self._slots, self._inherited, self._door, self._link.send
+        )
         self._specs: dict[tuple[int, int], msg.Spec] = {}
-        self._described: dict[tuple[int, int], Function] = {}
-        """Those of them that are functions."""
-        self._functions_seen = 0
-        self._long: set[int] = set()
-        """Attempts of functions whose start was told."""
         self._wrote: dict[int, _Wrote] = {}
         """Attempts whose output may still be on its way."""
         self._preparing: dict[int, asyncio.Task[None]] = {}
         """Attempts that have a slot and wait for the working copy of their run."""
-        self._killing: dict[int, float] = {}
-        """Fence -> grace of functions that are to be ended, while their process is about to begin them or to pass them
-        over."""
         self._bringing: dict[int, _Bringing] = {}
         self._held: dict[int, None] = {}
         """Attempts whose results are kept back until the master has decided, ended or not."""
@@ -254,8 +238,6 @@ class Agent:
             await self._functions.close(0.5)
             for bringing in self._bringing.values():
                 bringing.task.cancel()
-            for download in self._downloading:
-                download.cancel()
             self._shipper.close()
             await self._door.close()
             await self._link.close()
@@ -280,7 +262,7 @@ class Agent:
         asyncio.get_running_loop().call_later(self._settings.drain, self._idle.set)
 
     def _give_back_waiting(self) -> None:
-        self._slots.put_back(self._functions.take_back(0, EVERYTHING))
+        self._functions.take_back(0, EVERYTHING)
         for start in self._slots.withdraw(0, EVERYTHING):
             self._give_back(start, Ending.RECALLED)
 
@@ -319,7 +301,7 @@ class Agent:
     def _disown(self, epoch: int) -> bool:
         """End and forget whatever was assigned in an epoch. Returns whether something has still to end."""
         first = epoch << FENCE_SEQUENCE_BITS
-        self._slots.put_back(self._functions.take_back(first, 1 << FENCE_SEQUENCE_BITS))
+        self._functions.take_back(first, 1 << FENCE_SEQUENCE_BITS)
         for start in self._slots.withdraw(first, 1 << FENCE_SEQUENCE_BITS):
             self._disowned.pop(start.fence, None)  # its process has passed it over meanwhile
         for start, _ in list(self._functions.held()):
@@ -389,7 +371,7 @@ class Agent:
             self._link.send(send(msg.Goodbye(empty=False)))
         self._copies.ask_again()
         self._uploads.ask_again()
-        self._downloads.ask_again()
+        self._functions.ask_again()
         self._on_attached()
         self._start_next()
 
@@ -430,12 +412,11 @@ class Agent:
         held += [item.start for item in self._unacknowledged.values()]
         held += [start for start, _ in self._functions.held()]
         kept = {start.run for start in held if start.fence not in killed}
-        for run in self._files.runs():
-            if run not in kept:
-                self._functions.forget(self._files.place_of_run(run))
-                self._copies.forget(run)
+        copies = [run for run in self._files.runs() if run not in kept]
+        self._functions.forget({run for run, _ in self._specs if run not in kept}.union(copies))
+        for run in copies:
+            self._copies.forget(run)
         self._specs = {key: spec for key, spec in self._specs.items() if key[0] in kept}
-        self._described = {key: function for key, function in self._described.items() if key[0] in kept}
         self._files.remember_history(self._history)
 
     def _ship_again(self) -> None:
@@ -459,7 +440,7 @@ class Agent:
         self._sent.clear()
         for ended in told:  # nobody knows whether it was heard: the next inventory names them one by one
             self._unacknowledged_size -= _size(ended)
-            for start, each_ended, result in _each(ended):
+            for start, each_ended, result in each_of(ended):
                 self._keep(_Unacknowledged(start, each_ended, result))
 
     def received(self, incoming: Incoming) -> None:
@@ -469,9 +450,7 @@ class Agent:
                 spec = incoming.message
                 assert isinstance(spec, msg.Spec)
                 self._specs[spec.run, spec.spec] = spec
-                self._described.pop((spec.run, spec.spec), None)
-                if spec.work.is_function and not spec.problem:
-                    self._describe(spec, incoming.attachments)
+                self._functions.describe(spec, incoming.attachments)
             case Op.ASSIGN:
                 self._assign(incoming)
             case Op.RECALL:
@@ -492,7 +471,7 @@ class Agent:
             case Op.BLOB_PIECE | Op.BLOB_HELD | Op.ERROR:
                 self._copies.answered(incoming)
                 self._uploads.answered(incoming)
-                self._downloads.answered(incoming)
+                self._functions.answered(incoming)
 
     def _judge_again(self, verdict: msg.VerdictMessage) -> None:
         """About what was to be held back; what has been sent meanwhile cannot be."""
@@ -522,7 +501,7 @@ class Agent:
             and self._unacknowledged_size < self._settings.unacknowledged
             and (head := self._slots.head) is not None
         ):
-            function = self._described.get((head.run, head.spec))
+            function = self._functions.described(head.run, head.spec)
             if function is not None and (not function.kind.project or self._copies.is_ready(head.run)):
                 if not self._feed(function):
                     return
@@ -555,87 +534,36 @@ class Agent:
 
     # ------------------------------------------------------------ functions
 
-    def _describe(self, spec: msg.Spec, parts: tuple[bytes, ...]) -> None:
-        """A spec that is a function. Its processes are those of the same environment and project."""
-        self._functions_seen += 1
-        environment = function_environment(
-            self._inherited,
-            graph_env=spec.env,
-            work=spec.work,
-            worker=self._machine.name,
-            worker_id=self._files.worker_id,
-        )
-        project = self._files.place_of_run(spec.run) if spec.project else ""
-        self._described[spec.run, spec.spec] = Function(
-            self._functions_seen,
-            spec.run,
-            spec.spec,
-            spec.name,
-            spec.first,
-            spec.array,
-            parts[0],
-            parts[1:],
-            spec.work.timeout,
-            spec.work.grace,
-            Kind(tuple(sorted(environment.items())), project),
-        )
-
     def _feed(self, function: Function) -> bool:
         """Give a lane what is next; False when none takes it now."""
-        slots = self._slots
-        free = max(0, slots.slots - slots.used)
-        most = -(-slots.queued // (free or slots.slots))
         try:
-            taken = self._functions.feed(function, free > 0, most, slots.cut)
+            return self._functions.feed(function)
         except (TitanError, OSError) as error:
-            (start,) = each(slots.cut(1))
-            slots.running[start.fence] = start
+            (start,) = each(self._slots.cut(1))
+            self._slots.running[start.fence] = start
             self._not_started(start, str(error), getattr(error, "errno", 0) or 0)
             return True
-        if taken:
-            slots.lanes += 1
-        return taken is not None
 
     def functions_started(self, rows: list[tuple[int, ...]], outputs: list[tuple[int, str]]) -> None:
         for run, index, _generation, fence, _pid, began in rows:
             self._wrote[fence] = _Wrote(run, index, began)
-            self._long.add(fence)
         for fence, path in outputs:
             self._shipper.add(fence, path)
         self._started += rows
         self._flush_started()
 
-    def functions_ended(self, ended: EndedFunctions) -> None:
-        """Mostly they are passed on as they are. One by one only when something has to be known of each."""
-        for function in ended.alone:
-            self._forget_description(function)
-        if ended.is_special or self._long or self._held or self._disowned or not self._link.is_attached:
-            for start, each_ended, result in _each(ended):
-                self._function_over(start, each_ended, result)
-            return
+    def pass_on(self, ended: EndedFunctions) -> bool:
+        if self._held or self._disowned or not self._link.is_attached:
+            return False
         self._functions_to_send.append(ended)
         self._unacknowledged_size += _size(ended)
         self._flush_soon()
+        return True
 
-    def _forget_description(self, function: Function | None) -> None:
-        """Of a task that is no array: another attempt comes with another one, and its arguments may be large."""
-        if function is not None and not function.is_array:
-            key = function.run, function.spec
-            if self._described.get(key) is function:
-                del self._described[key], self._specs[key]
-
-    def function_died(self, death: Death) -> None:
-        start, took = death.start, int(death.duration * 1e6)
-        self._forget_description(self._described.get((start.run, start.spec)))
-        result = death.note.encode()
-        ended = Ended(start.fence, death.ending, death.code, int(death.began * 1e6), took, death.output_size, "")
-        self._function_over(start, ended, result)
-
-    def _function_over(self, start: Start, ended: Ended, result: bytes) -> None:
+    def function_over(self, start: Start, ended: Ended, result: bytes) -> None:
         fence = start.fence
         self._door.dismiss(fence)
-        if fence in self._long:
-            self._long.discard(fence)
+        if fence in self._wrote:  # its start was told, and what it wrote since then
             self._shipper.forget(fence)
             take_over_gap(self._files.attempt_dir(fence, make=False))
         if ended.output_size:
@@ -646,33 +574,19 @@ class Agent:
         else:
             self._over(start, ended, result)
 
-    def functions_unrun(self, stretches: list[Stretch]) -> None:
-        self._slots.put_back(stretches)
-        killed = [fence for fence in self._killing if any(0 <= fence - item.fence < item.count for item in stretches)]
-        for fence in killed:
-            self._kill(fence, self._killing.pop(fence))
+    def forget_spec(self, run: int, spec: int) -> None:
+        del self._specs[run, spec]
+
+    def functions_wait_again(self, killed: list[tuple[int, float]]) -> None:
+        for fence, grace in killed:
+            self._kill(fence, grace)
         if self._is_stopping:
             self._give_back_waiting()
         self._start_next()
 
-    def lane_freed(self) -> None:
-        self._slots.lanes -= 1
+    def lane_has_room(self) -> None:
         self._check_idle()
         self._start_next()
-
-    def lane_has_room(self) -> None:
-        self._start_next()
-
-    def door_of(self, fence: int) -> dict[str, str]:
-        return self._door.admit(fence)
-
-    def fetch_file(self, digest: str, path: str, done: Callable[[str], None]) -> None:
-        async def bring() -> None:
-            done(await self._downloads.bring(digest, path))
-
-        task = asyncio.create_task(bring())
-        self._downloading.add(task)
-        task.add_done_callback(self._downloading.discard)
 
     # ------------------------------------------------------------ processes
 
@@ -732,13 +646,13 @@ class Agent:
 
     def _recall(self, incoming: Incoming) -> None:
         for fence, count in zip(incoming.columns[3], incoming.columns[2], strict=True):
-            self._slots.put_back(self._functions.take_back(fence, count))
+            self._functions.take_back(fence, count)
             for start in self._slots.withdraw(fence, count):
                 self._give_back(start, Ending.RECALLED)
         self._start_next()
 
     def _kill(self, fence: int, grace: float) -> None:
-        self._slots.put_back(self._functions.take_back(fence, 1))
+        self._functions.take_back(fence, 1)
         unstarted = self._slots.withdraw(fence, 1)
         if fence in self._preparing:
             self._preparing.pop(fence).cancel()
@@ -750,15 +664,7 @@ class Agent:
             self._stop_bringing(fence)
         elif not unstarted:
             self._executor.kill(fence, grace)
-            if not self._functions.kill(fence, grace):
-                self._killing[fence] = grace
-                asyncio.get_running_loop().call_later(MOMENT, self._kill_again, fence)
-
-    def _kill_again(self, fence: int) -> None:
-        """It was about to begin, or its process had passed it over: it runs now, or is over."""
-        if fence in self._killing:
-            self._kill(fence, self._killing.pop(fence))
-            self._start_next()
+            self._functions.kill(fence, grace)
 
     def _give_back(self, start: Start, ending: Ending) -> None:
         if start.fence in self._disowned:
@@ -769,8 +675,7 @@ class Agent:
     def _forget(self, run: int) -> None:
         for key in [key for key in self._specs if key[0] == run]:
             del self._specs[key]
-            self._described.pop(key, None)
-        self._functions.forget(self._files.place_of_run(run))
+        self._functions.forget({run})
         self._copies.forget(run)
 
     # ------------------------------------------------------------ a full disk
@@ -994,19 +899,6 @@ def _fitting_functions(ended: list[EndedFunctions]) -> int:
 
 def _size(ended: EndedFunctions) -> int:
     return len(ended.records) + len(ended.tail)
-
-
-def _each(ended: EndedFunctions) -> Iterator[tuple[Start, Ended, bytes]]:
-    """The attempts in these records, one by one."""
-    numbers = [attempt for count, attempt in ended.attempts for _ in range(count)]
-    at = 0
-    for attempt, row in zip(numbers, _RECORD.iter_unpack(ended.records), strict=True):
-        run, index, generation, ending, flags, fence, code, started, duration, output, size = row
-        result = ended.tail[at : at + size]
-        at += size
-        start = Start(run, 0, index, generation, attempt, fence, b"")
-        is_file = bool(flags & RESULT_IS_FILE)
-        yield start, Ended(fence, ENDINGS[ending], code, started, duration, output, "", is_file), result
 
 
 def _alone(start: Start) -> Stretch:

@@ -61,6 +61,18 @@ def test_plain_stretches_change_nothing_of_what_is_kept(seed: int) -> None:
     assert told(fact) == told(same)
 
 
+@pytest.mark.parametrize("state", ["COMPLETED", "FAILED"])
+@pytest.mark.parametrize(("generation", "attempt"), [(0, 1), (0, 2), (1, 1)])
+def test_a_fact_of_one_row_is_kept_as_a_row_among_others(state: str, generation: int, attempt: int) -> None:
+    one = AttemptsEnded(1.0, 7, [5], [generation], [attempt], [90], ["w"], [state], ["r"], [0], [1], [2], [b"gave"])
+    columns = {name: value * 2 for name in one.__struct_fields__ if isinstance(value := getattr(one, name), list)}
+    two = msgspec.structs.replace(one, **{**columns, "index": [5, 3], "fence": [90, 70]})
+    assert told(one)[5] == told(two)[5]
+    head, both = head_of(one), head_of(two)
+    assert [row for row in both.clean if row[0] == 5] == list(head.clean)
+    assert [row for row in both.rest if row[0] == 5] == list(head.rest)
+
+
 def test_large_results_of_neighbours_are_cut_into_pieces() -> None:
     rng = random.Random(1)
     while len((fact := a_fact(rng, large=True)).index) > 60:

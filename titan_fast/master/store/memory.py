@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from titan_fast.errors import InvalidUsage, StoreFenced
 from titan_fast.master.store.base import ArtifactRow, AttemptRow, Loaded, Opened, Pruned, RunHead
 from titan_fast.master.store.retention import KEEP_AFTER_RUN, KEEP_EPOCHS, KEEP_REPLIES
-from titan_fast.master.store.rows import Happened, answer_of, begun, dropped, ended, run_head
+from titan_fast.master.store.rows import Happened, answer_of, begun, columns_of, dropped, ended, run_head
 from titan_fast.scheduler.facts import (
     ArtifactPublished,
     AttemptsEnded,
@@ -49,19 +49,7 @@ class _Run:
 
     def add(self, fact: AttemptsEnded) -> None:
         self.happened.append(head_of(fact))
-        columns = zip(
-            fact.generation,
-            fact.attempt,
-            fact.fence,
-            fact.worker,
-            fact.state,
-            fact.reason,
-            fact.code,
-            fact.started,
-            fact.duration,
-            strict=True,
-        )
-        for index, row, result in zip(fact.index, columns, fact.result, strict=True):
+        for index, *row, result in zip(*columns_of(fact), fact.result, strict=True):
             told = AttemptRow(*row)
             self.attempts.setdefault(index, []).append(told)
             if told.state == "COMPLETED":

@@ -1,7 +1,7 @@
 """The contract of an executor: it starts attempts, ends them when asked, and says how each one ended.
 
 An executor knows nothing of the master, the protocol or other attempts' order; `worker.slots` decides what to
-start and when. One suite (tests/worker/test_executors.py) runs over every executor.
+start and when. One suite (tests/worker/executors) runs over every executor.
 """
 
 from __future__ import annotations
