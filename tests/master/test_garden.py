@@ -189,6 +189,35 @@ def test_a_run_that_was_retried_while_the_store_looked_for_old_ones_goes_on(home
     asyncio.run(main())
 
 
+def test_what_is_forgotten_while_a_commit_is_under_way_is_removed_behind_the_next_one(home):
+    async def main():
+        store = GatedStore()
+        async with a_master(home, store) as (master, client, other):
+            await finish(client, 2)
+            loop, outdated, told = asyncio.get_running_loop(), store.outdated, []
+
+            def told_beside_a_commit(*values):
+                found = outdated(*values)
+                if not told:
+                    store.gate.clear()
+                    told.append(asyncio.run_coroutine_threadsafe(begin_a_commit(), loop).result(DEADLINE))
+                return found
+
+            async def begin_a_commit():
+                other.say(msg.Submit(graph=GRAPH))
+                await until(lambda: master.pump.committer.stuck_for())
+                before = master.pump.position
+                opened.append(asyncio.create_task(until(lambda: master.pump.position > before)))
+                opened[0].add_done_callback(lambda _: loop.call_later(0.05, store.gate.set))
+
+            opened = []
+            store.outdated = told_beside_a_commit
+            assert await client.ask(msg.Prune(keep_runs=0, older_than=0)) == msg.Pruned(2)
+            assert (await other.hear()).run == 3
+
+    asyncio.run(main())
+
+
 def test_several_who_forget_wait_for_each_other(home):
     async def main():
         async with a_master(home) as (_, client, other):

@@ -204,7 +204,7 @@ class _Pruning:
     def _asked(self) -> None:
         # The first slice is behind the commit of this: begun now, or when the one under way ends, which the next page
         # is behind.
-        self._master.pump.committer.hurry()
+        self._master.pump.hurry()
         self.begin()
 
     def _remove(self) -> None:

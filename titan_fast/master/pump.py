@@ -135,6 +135,11 @@ class Pump:
         if self._promised > self.durable:
             self.committer.hurry()
 
+    def hurry(self) -> None:
+        """Somebody waits for all that was decided so far to be on the disk."""
+        self._promised = self.position
+        self.committer.hurry()
+
     def _rearm(self) -> None:
         """Sleep until the scheduler's next deadline; nothing polls."""
         if self._alarm is not None:
