@@ -170,6 +170,8 @@ class Oracle:
         """Of all epochs of the one state that counts; what was assigned under another one is no part of it."""
         self.strays: set[str] = set()
         """Hosts that listen to another master."""
+        self._rests_on: dict[int, set[str]] = {}
+        """Fence -> where tasks above it had ended whose ends were not on the disk when it started."""
         self.starts = 0
         self.facts = 0
         self._crash_limit = crash_limit
@@ -247,9 +249,10 @@ class Oracle:
         task.attempts.append(process)
         if process.is_function:
             self._is_given_what_was_returned(name, book, index, process)
-        undone = self._where_undone(book, book.spec_of[index])
-        if undone:
-            self.runs_ahead(process.host, undone)
+        if undone := self._undone_above(book, book.spec_of[index]):
+            hosts = {before.host for before in undone}
+            self.runs_ahead(process.host, hosts)
+            self._rests_on[process.fence] = hosts.union(*(self._rests_on.get(before.fence, ()) for before in undone))
 
     def _is_given_what_was_returned(self, name: str, book: Book, index: int, process: Process) -> None:
         """Its own item, and of each task among its arguments what that gave, or nothing."""
@@ -266,15 +269,15 @@ class Oracle:
         names = book.graph.tasks[spec].work.arguments
         return zip((book.rows[name] for name in names), process.given, strict=True)
 
-    def _where_undone(self, book: Book, spec: int) -> set[str]:
-        """Where those tasks right above ended whose ends are not on the disk."""
-        return {
-            task.attempts[-1].host
+    def _undone_above(self, book: Book, spec: int) -> list[Process]:
+        """Of tasks right above: those whose ends are not on the disk."""
+        return [
+            task.attempts[-1]
             for parent in book.parents[spec]
             if book.open[parent]
             for task in self._members(book, parent)
             if task.state not in FINAL and task.attempts
-        }
+        ]
 
     def is_ours(self, process: Process) -> bool:
         """It was assigned by a master of the one state that counts."""
@@ -289,11 +292,11 @@ class Oracle:
 
     def _is_no_double(self, name: str, book: Book, index: int, before: Process, process: Process) -> None:
         """A second process of a task needs a reason: the first failed, its worker was in trouble, or one of the tasks
-        above had to end again."""
+        above had to end again, or seemed to: where that had ended was in trouble, and nobody else knew."""
         failed = before.asked is None and (before.ending is not Ending.EXIT or before.code)
         if not before.is_running and (failed or before.asked is Ending.TIMEOUT):
             return
-        hosts = (before.host, process.host)
+        hosts = {before.host, process.host, *self._rests_on.get(before.fence, ())}
         trouble = max(self.world.now if host in self.strays else self.trouble.get(host, -AFTERMATH) for host in hosts)
         self.must(
             trouble + AFTERMATH >= before.started or self._ended_again_above(book, book.spec_of[index], before.fence),
