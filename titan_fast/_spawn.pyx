@@ -34,13 +34,13 @@ cdef extern from *:
     #endif
 
     enum { TITAN_NOTE = 200 };       /* _layout.MAX_NOTE */
-    enum { TITAN_AT_START = 0, TITAN_AT_FOLDER = 1, TITAN_AT_PROGRAM = 2 };
+    enum { TITAN_AT_START = 0, TITAN_AT_OUTPUT = 1, TITAN_AT_FOLDER = 2, TITAN_AT_PROGRAM = 3 };
 
     typedef struct {
         char **argv;
         char **env;
         const char *cwd;
-        int output;
+        const char *output;
         long long file_limit;
         int note;               /* -1: none */
         const char *head;
@@ -117,7 +117,7 @@ cdef extern from *:
     static void __attribute__((noinline)) titan_child(titan_spawn *s) {
         struct sigaction standard;
         struct rlimit limit;
-        int number, nowhere;
+        int number, output, nowhere;
 
         setsid();               /* cannot fail: a new process leads no group */
 
@@ -129,8 +129,12 @@ cdef extern from *:
             sigaction(number, &standard, 0);
         sigprocmask(SIG_SETMASK, &standard.sa_mask, 0);
 
+        /* Opened here and not by the parent: no other child, on its way to its own program, has a copy of it. */
+        output = open(s->output, O_WRONLY | O_APPEND | O_NOFOLLOW | O_CLOEXEC);
+        if (output < 0)
+            titan_fail(s, TITAN_AT_OUTPUT);
         /* The output first: it may be descriptor 0. */
-        if (titan_dup(s->output, 1) < 0 || titan_dup(s->output, 2) < 0)
+        if (titan_dup(output, 1) < 0 || titan_dup(output, 2) < 0)
             titan_fail(s, TITAN_AT_START);
         nowhere = open("/dev/null", O_RDONLY);
         if (nowhere < 0 || titan_dup(nowhere, 0) < 0)
@@ -182,7 +186,7 @@ cdef extern from *:
         char **argv
         char **env
         const char *cwd
-        int output
+        const char *output
         long long file_limit
         int note
         const char *head
@@ -190,6 +194,7 @@ cdef extern from *:
         int pid
         int pidfd
         int step
+    int TITAN_AT_OUTPUT
     int TITAN_AT_FOLDER
     int titan_spawn_run(titan_spawn *s) nogil
 
@@ -217,7 +222,7 @@ cdef char *_text(bytes item) except NULL:
     return text
 
 
-def spawn(argv, env, bytes cwd not None, int output, long long file_limit, note=None):
+def spawn(argv, env, bytes cwd not None, bytes output not None, long long file_limit, note=None):
     """Start a program in a session of its own; see `_spawn.pyi`."""
     cdef titan_spawn request
     cdef tuple arguments = tuple(argv)
@@ -231,7 +236,7 @@ def spawn(argv, env, bytes cwd not None, int output, long long file_limit, note=
         request.argv = _strings(arguments)
         request.env = _strings(entries)
         request.cwd = _text(cwd)
-        request.output = output
+        request.output = _text(output)
         request.file_limit = file_limit
         request.note = -1
         if note is not None:
@@ -243,7 +248,7 @@ def spawn(argv, env, bytes cwd not None, int output, long long file_limit, note=
         with nogil:
             error = titan_spawn_run(&request)
         if error:
-            place = cwd if request.step == TITAN_AT_FOLDER else arguments[0]
+            place = {TITAN_AT_OUTPUT: output, TITAN_AT_FOLDER: cwd}.get(request.step, arguments[0])
             raise OSError(error, os.strerror(error), os.fsdecode(place))
         return request.pid, request.pidfd
     finally:

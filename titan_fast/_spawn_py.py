@@ -29,7 +29,7 @@ def spawn(
     argv: Sequence[bytes],
     env: Sequence[bytes],
     cwd: bytes,
-    output: int,
+    output: bytes,
     file_limit: int,
     note: tuple[int, bytes] | None = None,
 ) -> tuple[int, int]:
@@ -38,18 +38,19 @@ def spawn(
         raise ValueError("argv is empty")
     if note is not None and len(note[1]) > MAX_NOTE:
         raise ValueError("the note is too long")
-    _check_text(*argv, *env, cwd)
+    _check_text(*argv, *env, cwd, output)
     if not argv[0]:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), "")
     program = argv[0] if b"/" in argv[0] else b"./" + argv[0]  # or subprocess would search PATH
+    opened = _open_output(output)
     try:
         with _file_limit(file_limit) as limit:
             child = subprocess.Popen(
                 argv,
                 executable=program,
                 stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
+                stdout=opened,
+                stderr=opened,
                 cwd=cwd,
                 env=_mapping(env),
                 start_new_session=True,
@@ -60,6 +61,8 @@ def spawn(
         place = cwd if error.filename == cwd else argv[0]
         number = error.errno or 0
         raise OSError(number, os.strerror(number), os.fsdecode(place)) from None
+    finally:
+        os.close(opened)
     # We reap it ourselves: a Popen that believes its child still runs would have `subprocess` wait for it later.
     child.returncode = 0
     if limit >= 0 and hasattr(resource, "prlimit"):
@@ -67,6 +70,13 @@ def spawn(
         with contextlib.suppress(OSError):
             resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (limit, limit))
     return child.pid, _open_pidfd(child.pid)
+
+
+def _open_output(path: bytes) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fsdecode(path)) from None
 
 
 def _check_text(*texts: bytes) -> None:

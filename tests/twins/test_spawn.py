@@ -27,11 +27,10 @@ DEADLINE = 30
 
 @pytest.fixture
 def output(tmp_path):
-    """An output file: (descriptor to write, function that reads it)."""
+    """An output file: (path, function that reads it)."""
     path = tmp_path / "output"
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    yield fd, path.read_bytes
-    os.close(fd)
+    path.touch(0o600)
+    return os.fsencode(path), path.read_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -160,11 +159,11 @@ def test_file_limit_above_the_hard_limit_is_the_hard_limit(twin, output):
         "import importlib, os, resource, sys\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
         f"spawn = importlib.import_module({twin.__name__!r}).spawn\n"
-        "pid, _ = spawn([b'/bin/sh', b'-c', b'ulimit -f'], [], b'/', 1, 1 << 40)\n"
+        f"pid, _ = spawn([b'/bin/sh', b'-c', b'ulimit -f'], [], b'/', {output[0]!r}, 1 << 40)\n"
         "os.waitid(os.P_PID, pid, os.WEXITED)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=DEADLINE, check=True)
-    assert int(done.stdout) in (1024, 2048)
+    subprocess.run([sys.executable, "-c", code], timeout=DEADLINE, check=True)
+    assert int(output[1]()) in (1024, 2048)
 
 
 def test_no_file_limit_leaves_it_as_it_was(twin, output):
@@ -175,21 +174,19 @@ def test_no_file_limit_leaves_it_as_it_was(twin, output):
 
 
 @pytest.mark.parametrize("closed", ["0", "1", "2", "012"])
-def test_output_descriptor_may_be_a_low_one(twin, tmp_path, closed):
+def test_the_output_may_take_a_low_number(twin, output, closed):
     """A daemon has closed its standard descriptors, and the output takes the number of one of them."""
-    path = tmp_path / "out"
+    path, read = output
     code = (
         "import importlib, os\n"
         f"spawn = importlib.import_module({twin.__name__!r}).spawn\n"
         f"for fd in {[int(c) for c in closed]}: os.close(fd)\n"
-        f"output = os.open({str(path)!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)\n"
-        "assert output < 3\n"
         "script = b'echo out; echo err >&2; readlink /proc/$$/fd/0'\n"
-        "pid, _ = spawn([b'/bin/sh', b'-c', script], [b'PATH=/usr/bin:/bin'], b'/', output, 0)\n"
+        f"pid, _ = spawn([b'/bin/sh', b'-c', script], [b'PATH=/usr/bin:/bin'], b'/', {path!r}, 0)\n"
         "assert os.waitid(os.P_PID, pid, os.WEXITED).si_status == 0\n"
     )
     subprocess.run([sys.executable, "-c", code], timeout=DEADLINE, check=True)
-    assert path.read_text() == "out\nerr\n/dev/null\n"
+    assert read() == b"out\nerr\n/dev/null\n"
 
 
 def failures(tmp_path):
@@ -267,12 +264,10 @@ def test_every_byte_arrives(both, tmp_path_factory, args, env):
     entries = [key + b"=" + value for key, value in env.items()]
     path = tmp_path_factory.mktemp("bytes") / "output"
     for module in both:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            script = b"/bin/cat /proc/$$/cmdline /proc/$$/environ"
-            assert reap(*module.spawn([SH, b"-c", script, *args], entries, b"/", fd, 0)) == (os.CLD_EXITED, 0)
-        finally:
-            os.close(fd)
+        path.write_bytes(b"")
+        script = b"/bin/cat /proc/$$/cmdline /proc/$$/environ"
+        started = module.spawn([SH, b"-c", script, *args], entries, b"/", os.fsencode(path), 0)
+        assert reap(*started) == (os.CLD_EXITED, 0)
         shown = [SH, b"-c", script, *args, *entries]
         assert path.read_bytes() == b"".join(text + b"\0" for text in shown)
 
@@ -299,23 +294,21 @@ def test_no_pidfd_is_minus_one(monkeypatch, output):
     assert reap(pid) == (os.CLD_EXITED, 0)
 
 
-def test_the_process_notes_itself_before_it_is_the_program(twin, tmp_path):
+def test_the_process_notes_itself_before_it_is_the_program(twin, output, tmp_path):
     """Whoever is killed right after the start finds the note; it is one write at the end of the file."""
     notes = os.open(tmp_path / "notes", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(notes, b"first\n")
-    output = os.open(tmp_path / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         before = time.clock_gettime(time.CLOCK_BOOTTIME)
         argv = [b"/bin/cat", bytes(tmp_path / "notes")]
-        pid, pidfd = twin.spawn(argv, [], b"/", output, 0, (notes, b'["spawned",42,'))
+        pid, pidfd = twin.spawn(argv, [], b"/", output[0], 0, (notes, b'["spawned",42,'))
         os.waitpid(pid, 0)
         if pidfd >= 0:
             os.close(pidfd)
         after = time.clock_gettime(time.CLOCK_BOOTTIME)
     finally:
         os.close(notes)
-        os.close(output)
-    seen = (tmp_path / "output").read_text()
+    seen = output[1]().decode()
     assert seen == (tmp_path / "notes").read_text(), "the program runs after the note"
     first, note = seen.splitlines()
     assert first == "first"
@@ -324,10 +317,15 @@ def test_the_process_notes_itself_before_it_is_the_program(twin, tmp_path):
     assert before - 0.001 <= at <= after + 0.001
 
 
-def test_a_note_that_is_too_long_is_refused(twin, tmp_path):
-    output = os.open(tmp_path / "output", os.O_WRONLY | os.O_CREAT)
-    try:
-        with pytest.raises(ValueError, match="the note is too long"):
-            twin.spawn([b"/bin/true"], [], b"/", output, 0, (output, b"x" * 201))
-    finally:
-        os.close(output)
+def test_a_note_that_is_too_long_is_refused(twin, output):
+    with pytest.raises(ValueError, match="the note is too long"):
+        twin.spawn([b"/bin/true"], [], b"/", output[0], 0, (0, b"x" * 201))
+
+
+def test_an_output_that_is_not_there_or_a_link_is_an_error_of_its_own(twin, output, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(os.fsdecode(output[0]))
+    for path, number in ((tmp_path / "none", errno.ENOENT), (link, errno.ELOOP)):
+        with pytest.raises(OSError) as caught:
+            twin.spawn([b"/bin/true"], [], b"/", os.fsencode(path), 0)
+        assert (caught.value.errno, caught.value.filename) == (number, str(path))

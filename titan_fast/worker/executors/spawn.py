@@ -254,34 +254,21 @@ class SpawnExecutor:
             OSError, ValueError: it cannot be.
         """
         attempt = live.attempt
-        path = f"{attempt.attempt_dir}/{OUTPUT_NAME}"
-        output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | SAFELY, 0o600)
-        is_left = False
-        """To a thread, the descriptor with it."""
-        try:
-            if live.output < 0:
-                live.output = os.open(path, os.O_RDONLY | SAFELY)
-            argv = [encode(text) for text in attempt.argv]
-            if argv:
-                argv[0] = _find_program(attempt)
-            env = [encode(f"{key}={value}") for key, value in attempt.env.items()]
-            cwd = encode(attempt.cwd)
-            note = self._recorder.spawn_note(attempt.fence)
-            if self._live:
-                if note is not None:
-                    note = os.dup(note[0]), note[1]  # the journal may be another file by then
-                is_left = True
-                self._leave_to_thread(live, output, note, lambda: spawn(argv, env, cwd, output, self._file_limit, note))
-                return
-            pid, pidfd = spawn(argv, env, cwd, output, self._file_limit, note)
-        finally:
-            if not is_left:
-                os.close(output)
-        self._has_begun(live, pid, pidfd)
+        output = open_output(live)
+        argv = [encode(text) for text in attempt.argv]
+        if argv:
+            argv[0] = _find_program(attempt)
+        env = [encode(f"{key}={value}") for key, value in attempt.env.items()]
+        cwd = encode(attempt.cwd)
+        note = self._recorder.spawn_note(attempt.fence)
+        if not self._live:
+            self._has_begun(live, *spawn(argv, env, cwd, output, self._file_limit, note))
+            return
+        if note is not None:
+            note = os.dup(note[0]), note[1]  # the journal may be another file by then
+        self._leave_to_thread(live, note, lambda: spawn(argv, env, cwd, output, self._file_limit, note))
 
-    def _leave_to_thread(
-        self, live: Live, output: int, note: tuple[int, bytes] | None, make: Callable[[], tuple[int, int]]
-    ) -> None:
+    def _leave_to_thread(self, live: Live, note: tuple[int, bytes] | None, make: Callable[[], tuple[int, int]]) -> None:
         """`_made` follows."""
         fence = live.attempt.fence
         self._live[fence] = live
@@ -293,7 +280,6 @@ class SpawnExecutor:
                 made = make()
             except (OSError, ValueError) as error:
                 made = error
-            os.close(output)
             if note is not None:
                 os.close(note[0])
             self._loop.call_soon_threadsafe(self._made, live, made)
@@ -643,6 +629,15 @@ def _work_off(orders: queue.SimpleQueue[Callable[[], None] | None]) -> None:
 
 def encode(text: str) -> bytes:
     return text.encode(_ENCODING, "surrogateescape")
+
+
+def open_output(live: Live) -> bytes:
+    """Make its output, open it for us to read; where it is. Only what writes to it opens it for writing: a descriptor
+    of ours would be copied by every other process that is being made, and it would look as if somebody still wrote."""
+    path = f"{live.attempt.attempt_dir}/{OUTPUT_NAME}"
+    if live.output < 0:
+        live.output = os.open(path, os.O_RDONLY | os.O_CREAT | SAFELY, 0o600)
+    return encode(path)
 
 
 def _find_program(attempt: Attempt) -> bytes:

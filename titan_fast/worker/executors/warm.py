@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Protocol
 
 from titan_fast.ids import Ending
 from titan_fast.worker.executors.base import Attempt, Observer, Recorder
-from titan_fast.worker.executors.spawn import FILE_LIMIT, SAFELY, Live, SpawnExecutor, encode, open_pidfd
+from titan_fast.worker.executors.spawn import FILE_LIMIT, SAFELY, Live, SpawnExecutor, encode, open_output, open_pidfd
 from titan_fast.worker.exits import Exits
 from titan_fast.worker.output import OUTPUT_NAME, note
 
@@ -270,15 +270,13 @@ class WarmExecutor(SpawnExecutor):
         template = self._find_template(attempt)
         if template is None or not template.is_up:
             return False
-        output = f"{attempt.attempt_dir}/{OUTPUT_NAME}"
-        if live.output < 0:
-            live.output = os.open(output, os.O_RDONLY | os.O_CREAT | SAFELY, 0o600)
+        output = open_output(live)
         journal, head = self._recorder.spawn_note(attempt.fence) or (-1, b"")
         order = (
             [encode(text) for text in attempt.argv],
             [(encode(key), encode(value)) for key, value in attempt.env.items()],
             encode(attempt.cwd),
-            encode(output),
+            output,
             self._file_limit,
             head,
         )
