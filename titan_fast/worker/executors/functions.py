@@ -2,9 +2,9 @@
 
 A lane is given about a millisecond of work at a time, as the lots the master sent; what comes back are the records of
 the wire, which nobody here looks into. A lane that dies takes exactly the member with it that it was busy with. A lane
-that is ended by force, or dies, is over when everything is gone that its process started (`tree`): one sweep looks for
-that, for all such lanes at once, and until then nobody is told. What a member leaves behind when it returns is not
-touched before. Knows nothing of the master, of slots but that a busy lane has one, and of what is unacknowledged.
+that is ended by force, or dies, is over when everything is gone that its process started (`sweep`), and until then
+nobody is told. What a member leaves behind when it returns is not touched before. Knows nothing of the master, of slots
+but that a busy lane has one, and of what is unacknowledged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import msgspec
@@ -33,8 +33,9 @@ from titan_fast import _layout as layout
 from titan_fast._accel import pack
 from titan_fast.ids import Ending, format_fence
 from titan_fast.worker.executors import _pool, tree
-from titan_fast.worker.executors.spawn import FILE_LIMIT, GIVE_UP, encode
-from titan_fast.worker.output import OUTPUT_NAME, note, total_size
+from titan_fast.worker.executors.spawn import FILE_LIMIT, encode
+from titan_fast.worker.executors.sweep import Processes, Sweep
+from titan_fast.worker.output import OUTPUT_NAME, total_size
 from titan_fast.worker.slots import Start, Stretch, each, payloads
 
 BATCH = 0.001
@@ -61,9 +62,6 @@ MAX_COSTS = 1000
 MAX_KNOWN = 256
 """Specs that a process is told of until it forgets them all."""
 
-_SWEEP_FIRST = MOMENT
-_SWEEP_SLOWEST = 0.1
-"""Seconds between looks at what is left of lanes that are being ended."""
 _LET_GO = 1.0
 """Seconds that a process has to go when nothing is asked of it any more."""
 _DRAIN = 0.00002
@@ -270,20 +268,8 @@ class _Lane:
         """(position, how) of the member it is being ended for; 0: for none, whatever it is at."""
         self.began = 0
         """Since when that one runs, also when it has returned meanwhile: it is not over before all is gone."""
-        self.is_termed = False
-        """All that it started has had TERM, or will have none."""
-        self.kill_at = 0.0
-        """When the grace is over (monotonic)."""
-        self.killed = 0.0
-        """When KILL was sent first (monotonic); 0: not yet."""
         self.died = 0.0
         """When its process was seen to have ended (monotonic)."""
-        self.file = (0, 0)
-        """Device and inode of its output when it began to end."""
-        self.found: set[tree.Member] = set()
-        """What was ever found of what it started."""
-        self.spare: set[tree.Member] = set()
-        """Those of them that we may not signal: they run as somebody else."""
         self.is_stuck = self.is_old = False
         """Old: its working copy is about to go, so it gets nothing more."""
         self.is_let_go = self.is_dead = self.is_gone = False
@@ -307,24 +293,22 @@ class _Lane:
         with contextlib.suppress(OSError):  # it has ended already
             self.link.shutdown(socket.SHUT_WR)
 
-    def note_output(self) -> None:
-        """Before it goes on to another file."""
+    def tree(self, attempts: str) -> tree.Tree:
+        """How to tell what it started, before it goes on to another output. ``attempts``: where the directories of
+        attempts are."""
+        fence = format_fence(self.book[0].stretch.fence) if self.running()[0] else ""
+        output = (0, 0)
         with contextlib.suppress(OSError):
             status = os.stat(self.output)
-            self.file = (status.st_dev, status.st_ino)
-
-    def tree(self, attempts: str) -> tree.Tree:
-        """How to tell what it started. ``attempts``: where the directories of attempts are."""
-        fence = format_fence(self.book[0].stretch.fence) if self.running()[0] else ""
+            output = (status.st_dev, status.st_ino)
         return tree.Tree(
             leader=self.process.pid,
             born=self.born,
             fence=encode(fence),
             place=encode(f"{attempts}/{fence}"),
-            output=self.file,
+            output=output,
             start=self.start,
             process=encode(self.output),
-            known=frozenset(self.found),
         )
 
 
@@ -332,13 +316,21 @@ class Functions:
     """The lanes of a worker. It belongs to the event loop that runs when it is made."""
 
     def __init__(
-        self, observer: Observer, slots: int, folder: str, attempts: str, *, file_limit: int = FILE_LIMIT
+        self,
+        observer: Observer,
+        slots: int,
+        folder: str,
+        attempts: str,
+        *,
+        file_limit: int = FILE_LIMIT,
+        processes: Processes = tree,
     ) -> None:
         """
         Args:
             slots: lanes that may be busy at a time.
             folder: of its own, for the files of the processes; made when it is needed.
             attempts: where the directories of attempts are.
+            processes: how those are found and signalled that lanes have started.
         """
         self._observer = observer
         self._slots = slots
@@ -352,9 +344,8 @@ class Functions:
         self._numbers = 0
         self._costs: dict[bytes, Cost] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._sweep_timer: asyncio.TimerHandle | None = None
-        self._sweep_at = 0.0
-        self._sweep_pause = _SWEEP_FIRST
+        self._processes = processes
+        self._sweep: Sweep[_Lane] = Sweep(lambda lane: lane.is_dead, self._is_gone, processes)
         self._empty: asyncio.Future[None] | None = None
         self._is_closed = False
         shutil.rmtree(folder, ignore_errors=True)  # what the processes of a killed agent left
@@ -736,10 +727,9 @@ class Functions:
         """It has nothing to do: hang up, and it goes."""
         self._idle.remove(lane)
         lane.ending = (0, Ending.KILLED)
-        lane.is_let_go = lane.is_termed = True
-        lane.kill_at = time.monotonic() + _LET_GO
+        lane.is_let_go = True
         lane.hang_up()
-        self._sweep_soon(_LET_GO)
+        self._begin_to_end(lane, _LET_GO, ask=False)
 
     # ---------------------------------------------------------------- taking back, ending
 
@@ -806,102 +796,21 @@ class Functions:
         return taken
 
     def _end(self, lane: _Lane, position: int, ending: Ending, grace: float) -> None:
-        """For a member it is at, or for none (position 0). Nothing is sent here: a cancelled run ends many lanes at
-        once. Also when it is being ended already: the earlier reason counts, and the shorter grace."""
-        kill_at = time.monotonic() + grace
+        """For a member it is at, or for none (position 0). Also when it is being ended already: the earlier reason
+        counts, and the shorter grace."""
         if lane.ending is not None:
-            lane.kill_at = min(lane.kill_at, kill_at)
-        elif lane.is_dead or lane.process.poll() is not None:
-            return  # it has ended by itself, which is heard of in a moment
-        else:
+            self._sweep.hasten(lane, grace)
+        elif not lane.is_dead and lane.process.poll() is None:  # otherwise it is heard of in a moment
             lane.ending = (position, ending)
             lane.began = lane.cells[_pool.BEGAN]
-            lane.is_termed = grace <= 0
-            lane.kill_at = kill_at
-            lane.note_output()
-        self._sweep_soon()
+            self._begin_to_end(lane, grace)
+
+    def _begin_to_end(self, lane: _Lane, grace: float, *, ask: bool = True) -> None:
+        self._sweep.begin(lane, lane.tree(self._attempts), lane.pidfd, lane.output, grace, ask=ask)
 
     def _let_it_be_seen(self, lane: _Lane) -> None:
         """Wait until the process sees what we wrote, and we what it wrote before that."""
         time.sleep(_DRAIN)
-
-    # ---------------------------------------------------------------- sweeping
-
-    def _sweep_soon(self, after: float = 0.0) -> None:
-        """All that ask in this turn are served by one look at the processes of this machine."""
-        self._sweep_pause = _SWEEP_FIRST
-        when = self._loop.time() + after
-        if self._sweep_timer is not None:
-            if self._sweep_at <= when:
-                return
-            self._sweep_timer.cancel()
-        self._sweep_at = when
-        self._sweep_timer = self._loop.call_at(when, self._sweep)
-
-    def _sweep(self) -> None:
-        """One step for every lane that is being ended or has died."""
-        self._sweep_timer = None
-        now = time.monotonic()
-        lanes = [lane for lane in self._lanes if lane.is_dead or lane.ending is not None]
-        overdue = [lane for lane in lanes if not lane.killed and now >= lane.kill_at]
-        left = dict(zip(overdue, self._kill(overdue), strict=True))
-        for lane in overdue:
-            lane.killed = now
-            lane.is_termed = True
-        others = [lane for lane in lanes if lane not in left and (lane.is_dead or not lane.is_termed)]
-        left.update(zip(others, self._scan(others), strict=True))
-        for lane, members in left.items():
-            lane.found.update(members)
-            if not lane.is_termed:
-                lane.is_termed = True
-                for number in (signal.SIGTERM, signal.SIGCONT):  # a stopped process takes TERM when it goes on
-                    self._send(lane, members, number)
-            if lane.is_dead:
-                self._look_at_rest(lane, [member for member in members if member not in lane.spare], now)
-        if any(lane.is_dead or lane.ending is not None for lane in self._lanes):
-            pause = self._sweep_pause
-            self._sweep_soon(self._until_next_sweep(now))
-            self._sweep_pause = min(_SWEEP_SLOWEST, pause * 1.5)
-
-    def _look_at_rest(self, lane: _Lane, rest: list[tree.Member], now: float) -> None:
-        """Its process has ended: tell, or see to the others (in their grace they are left alone)."""
-        if lane.killed and now - lane.killed > GIVE_UP:
-            for member in rest:
-                note(lane.output, f"process {member.pid} could not be ended")
-            rest = []
-        if not rest:
-            self._is_gone(lane)
-        elif lane.killed:
-            self._send(lane, rest, signal.SIGKILL)
-
-    def _until_next_sweep(self, now: float) -> float:
-        """A process in its grace wakes us by ending; what it has left must be looked for."""
-        lanes = [lane for lane in self._lanes if lane.is_dead or lane.ending is not None]
-        wait = min((lane.kill_at - now for lane in lanes if not lane.killed), default=_SWEEP_SLOWEST)
-        if any(lane.is_dead for lane in lanes):
-            wait = min(wait, self._sweep_pause)
-        return max(0.0, wait)
-
-    def _scan(self, lanes: Sequence[_Lane]) -> list[list[tree.Member]]:
-        """What lives of each, and of what it started."""
-        return tree.scan([lane.tree(self._attempts) for lane in lanes])
-
-    def _kill(self, lanes: Sequence[_Lane]) -> list[list[tree.Member]]:
-        """KILL all of that; who was hit, and may not be gone yet."""
-        spare: set[tree.Member] = set()
-        found = tree.stop_and_kill([lane.tree(self._attempts) for lane in lanes], spare)
-        for lane in lanes:
-            lane.spare |= spare
-            if lane.process.returncode is None:
-                tree.send_group(lane.pidfd, lane.process.pid, signal.SIGKILL)  # whatever the scan was able to see
-        return found
-
-    def _send(self, lane: _Lane, members: Sequence[tree.Member], number: int) -> None:
-        tree.send_all(members, number, lane.spare)
-
-    def _end_group(self, lane: _Lane) -> None:
-        """Of a process that has just been waited for."""
-        tree.send_group(lane.pidfd, lane.process.pid, signal.SIGKILL)
 
     # ---------------------------------------------------------------- dying
 
@@ -919,9 +828,9 @@ class Functions:
             return
         lane.is_dead = True
         lane.died = time.monotonic()
-        is_orderly = lane.is_let_go and not lane.killed and not lane.process.returncode
+        is_orderly = lane.is_let_go and not lane.process.returncode
         if is_orderly:
-            self._end_group(lane)
+            self._processes.send_group(lane.pidfd, lane.process.pid, signal.SIGKILL)
         if lane.pidfd >= 0:
             self._loop.remove_reader(lane.pidfd)
             os.close(lane.pidfd)
@@ -932,13 +841,13 @@ class Functions:
         lane.link.close()
         self._harvest(lane)
         if is_orderly:
+            self._sweep.forget(lane)
             self._is_gone(lane)
             return
         if lane.ending is None:
-            lane.is_termed = True
-            lane.kill_at = lane.died
-            lane.note_output()
-        self._sweep_soon()
+            self._begin_to_end(lane, 0.0)
+        else:
+            self._sweep.look_soon()
         if lane.cells[_pool.CLAIMED] and (unrun := self._take_all_back(lane)):
             self._observer.functions_unrun(unrun)
 
@@ -1055,9 +964,9 @@ class Functions:
             if self._empty is None:
                 self._empty = self._loop.create_future()
             await asyncio.shield(self._empty)
-        for timer in (self._timer, self._sweep_timer):
-            if timer is not None:
-                timer.cancel()
+        self._sweep.close()
+        if self._timer is not None:
+            self._timer.cancel()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
