@@ -26,7 +26,8 @@ from titan_fast.ids import Ending, epoch_of, format_fence
 from titan_fast.testing.simulation.world import Program
 from titan_fast.worker.executors import _pool
 from titan_fast.worker.executors.base import Attempt
-from titan_fast.worker.executors.functions import Death, Functions, Observer, _Lane
+from titan_fast.worker.executors.functions import Death, Functions, Observer
+from titan_fast.worker.executors.lane import Lane
 from titan_fast.worker.executors.tree import Member, Tree
 from titan_fast.worker.journal import Journal
 
@@ -452,7 +453,7 @@ class SimulatedFunctions(Functions):
         """Lanes that have something to do."""
         return sum(1 for lane in self._lanes if lane.book)
 
-    def _launch(self, lane: _Lane) -> None:
+    def _launch(self, lane: Lane) -> None:
         if self._host.rng_of_lanes.random() < NO_ROOM:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         lane.memory = mmap.mmap(-1, _pool.SIZE)
@@ -460,29 +461,27 @@ class SimulatedFunctions(Functions):
         process = LaneProcess(self._host, self._agent, lane.memory, lambda epoch: self._journal.epochs.get(epoch, ""))
         process.on_readable = lambda: self._program.call_soon(self._is_readable, lane)
         process.on_end = lambda: self._program.call_soon(self._died, lane)
+        lane.drain = 0.0  # nothing moves while the agent does
         lane.start = self._numbers
         self._system.members[Member(process.pid, lane.start)] = process
         lane.process = process  # type: ignore[assignment]
         lane.link = process  # type: ignore[assignment]
 
-    def _is_readable(self, lane: _Lane) -> None:
+    def _is_readable(self, lane: Lane) -> None:
         if not lane.is_dead and lane.process.returncode is None:
             self._heard(lane)
 
-    def _process_of(self, lane: _Lane) -> LaneProcess:
+    def _process_of(self, lane: Lane) -> LaneProcess:
         assert isinstance(lane.process, LaneProcess)
         return lane.process
 
-    def _is_gone(self, lane: _Lane) -> None:
+    def _is_gone(self, lane: Lane) -> None:
         of = self._process_of(lane)
         assert not of.is_alive and self._host.world.now >= of.left_until, "it is told of before all of it is gone"
         del self._system.members[Member(of.pid, lane.start)]
         super()._is_gone(lane)
 
-    def _let_it_be_seen(self, lane: _Lane) -> None:
-        """Here nothing moves while the agent does."""
-
-    def _end(self, lane: _Lane, position: int, ending: Ending, grace: float) -> None:
+    def _end(self, lane: Lane, position: int, ending: Ending, grace: float) -> None:
         of = self._process_of(lane)
         process = of.process if of.member is not None and of.member.position == position else None
         if process is not None and process.asked is None:
@@ -490,7 +489,7 @@ class SimulatedFunctions(Functions):
             self._host.ledger.asked_to_end(process, ending, grace)
         super()._end(lane, position, ending, grace)
 
-    def _blame(self, lane: _Lane) -> Death | None:
+    def _blame(self, lane: Lane) -> Death | None:
         death = super()._blame(lane)
         if death is not None and death.ending is Ending.NOT_STARTED:
             self._host.ledger.never_began(death.start.fence, death.note)
