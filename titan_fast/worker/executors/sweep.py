@@ -136,9 +136,10 @@ class Sweep(Generic[T]):
         for end in self._ends.values():
             end.is_headless = end.is_headless or self._has_ended(end.of)
         overdue = [end for end in self._ends.values() if not end.killed and now >= end.deadline]
-        left = dict(zip(overdue, self._kill(overdue, now), strict=True))
+        left = dict(zip(overdue, self._kill(overdue, now), strict=True)) if overdue else {}
         others = [end for end in self._ends.values() if end not in left and (end.is_headless or not end.is_termed)]
-        left.update(zip(others, self._processes.scan([end.tree for end in others]), strict=True))
+        if others:
+            left.update(zip(others, self._processes.scan([end.tree for end in others]), strict=True))
         try:
             for end, members in left.items():
                 end.know(members)
@@ -156,7 +157,7 @@ class Sweep(Generic[T]):
     def _kill(self, ends: Sequence[_End[T]], now: float) -> list[list[Member]]:
         """KILL all of them; who was hit, and may not be gone yet."""
         spare: set[Member] = set()
-        found = self._processes.stop_and_kill([end.tree for end in ends], spare) if ends else []
+        found = self._processes.stop_and_kill([end.tree for end in ends], spare)
         for end in ends:
             if not end.is_headless:
                 # Whatever the scan was able to see; its number is its own.
