@@ -15,6 +15,7 @@ PICKLES = {
     "sdk/functions.py",
     "worker/executors/_pool.py",
     "worker/executors/functions.py",
+    "worker/executors/lane.py",
     "worker/executors/_template.py",
     "worker/executors/warm.py",
 }

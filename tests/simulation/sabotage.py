@@ -32,7 +32,7 @@ from titan_fast.scheduler.reactions import tasks
 from titan_fast.testing.simulation.disk import SimulatedStore
 from titan_fast.worker.agent import Agent
 from titan_fast.worker.executors import _pool
-from titan_fast.worker.executors.functions import Functions
+from titan_fast.worker.executors.lane import Lane
 from titan_fast.worker.function_attempts import FunctionAttempts
 from titan_fast.worker.slots import Slots, Stretch
 
@@ -126,14 +126,14 @@ def _values_never_end() -> AbstractContextManager[object]:
 
 def _taken_back_runs_on() -> AbstractContextManager[object]:
     """The agent gives away what it takes back, and its process is not told."""
-    take = Functions._take_all_back
+    take = Lane.take_back
 
-    def one_sided(self: Functions, lane: Any) -> list[Stretch]:
-        taken = take(self, lane)
-        lane.cells[_pool.TAKEN_TO] = 0
+    def one_sided(self: Lane) -> list[Stretch]:
+        taken = take(self)
+        self.cells[_pool.TAKEN_TO] = 0
         return taken
 
-    return mock.patch.object(Functions, "_take_all_back", one_sided)
+    return mock.patch.object(Lane, "take_back", one_sided)
 
 
 def _unrun_forgotten() -> AbstractContextManager[object]:

@@ -20,7 +20,7 @@ from titan_fast.testing.simulation.world import World
 from titan_fast.worker.agent import Agent
 from titan_fast.worker.executors import _pool
 from titan_fast.worker.executors.base import Attempt
-from titan_fast.worker.executors.functions import Cost
+from titan_fast.worker.executors.lane import Cost
 
 A = make_fence(1, 1)
 SOON = 5.0

@@ -19,7 +19,9 @@ from titan_fast import _layout as layout
 from titan_fast.ids import Ending, format_fence, make_fence
 from titan_fast.worker.executors import _pool
 from titan_fast.worker.executors import functions as functions_module
-from titan_fast.worker.executors.functions import Function, Functions, Kind
+from titan_fast.worker.executors import lane as lane_module
+from titan_fast.worker.executors.functions import Functions
+from titan_fast.worker.executors.lane import Function, Kind
 from titan_fast.worker.slots import Slots, Stretch
 
 DEADLINE = 30.0
@@ -215,10 +217,8 @@ def test_every_member_once_and_in_two_processes(stage):
 
 def test_batches_grow_to_a_millisecond_and_shrink_again(stage, monkeypatch):
     given = []
-    hand = Functions._hand
-    monkeypatch.setattr(
-        Functions, "_hand", lambda self, lane, *rest: given.append(rest[1].count) or hand(self, lane, *rest)
-    )
+    give = lane_module.Lane.give
+    monkeypatch.setattr(lane_module.Lane, "give", lambda self, *what: given.append(what[1].count) or give(self, *what))
 
     async def scene():
         stage.give(abs, range(5000))
@@ -240,7 +240,7 @@ def test_single_calls_are_given_until_they_are_a_batch_of_work(make):
         stage.give(abs, [((0,), {})], is_array=False)
         await stage.over(1)
         (lane,) = stage.lanes._lanes
-        stage.lanes._costs[pickle.dumps(abs, 5)].seconds = functions_module.BATCH / 50
+        stage.lanes._costs[pickle.dumps(abs, 5)].seconds = lane_module.BATCH / 50
         os.kill(lane.process.pid, signal.SIGSTOP)  # so that all of them are there when it looks
         for number in range(1, 201):
             stage.give(abs, [((number,), {})], run=1 + number, is_array=False, fence=FIRST + number)
@@ -287,7 +287,7 @@ async def one_lane(stage, pickled, *arguments):
     """A lane that has done one call of a function, which from now on is believed to be short."""
     stage.give(None, [(arguments, {})], is_array=False, pickled=pickled)
     await stage.over(1)
-    stage.lanes._costs[pickled].seconds = functions_module.BATCH / 50
+    stage.lanes._costs[pickled].seconds = lane_module.BATCH / 50
     (lane,) = stage.lanes._lanes
     lane.link = Wire(lane.link)
     return lane
@@ -654,7 +654,7 @@ def test_a_process_without_work_goes(stage, monkeypatch):
 
 
 def test_a_process_forgets_old_functions_when_it_knows_many(stage, monkeypatch):
-    monkeypatch.setattr(functions_module, "MAX_KNOWN", 3)
+    monkeypatch.setattr(lane_module, "MAX_KNOWN", 3)
 
     async def scene():
         for turn in range(2):

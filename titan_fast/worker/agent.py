@@ -27,8 +27,9 @@ from titan_fast.protocol.opcodes import Op
 from titan_fast.worker.command import build_environment, inherit, resolve_command, with_own_programs
 from titan_fast.worker.door import Door, NoDoor
 from titan_fast.worker.executors.base import Attempt, Left, Outcome
-from titan_fast.worker.executors.functions import Ended as EndedFunctions
-from titan_fast.worker.executors.functions import Function, take_over_gap
+from titan_fast.worker.executors.functions import take_over_gap
+from titan_fast.worker.executors.lane import Ended as EndedFunctions
+from titan_fast.worker.executors.lane import Function
 from titan_fast.worker.function_attempts import FunctionAttempts, each_of
 from titan_fast.worker.journal import Begun, Ended, Past
 from titan_fast.worker.link import Link

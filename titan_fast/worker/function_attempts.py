@@ -17,8 +17,9 @@ from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming
 from titan_fast.worker.command import function_environment
 from titan_fast.worker.door import Door, NoDoor
-from titan_fast.worker.executors.functions import MOMENT, Death, Function, Kind
-from titan_fast.worker.executors.functions import Ended as EndedFunctions
+from titan_fast.worker.executors.functions import MOMENT, Death
+from titan_fast.worker.executors.lane import Ended as EndedFunctions
+from titan_fast.worker.executors.lane import Function, Kind
 from titan_fast.worker.journal import Ended
 from titan_fast.worker.machine import Machine
 from titan_fast.worker.results import Downloads

@@ -22,7 +22,8 @@ import pytest
 from titan_fast.ids import Ending, format_fence
 from titan_fast.worker.executors import _pool
 from titan_fast.worker.executors.base import Attempt, Outcome
-from titan_fast.worker.executors.functions import LIVE_NAME, MOMENT, Function, Functions, Kind
+from titan_fast.worker.executors.functions import LIVE_NAME, MOMENT, Functions
+from titan_fast.worker.executors.lane import Function, Kind
 from titan_fast.worker.executors.spawn import FILE_LIMIT, SpawnExecutor
 from titan_fast.worker.executors.warm import WarmExecutor
 from titan_fast.worker.slots import Stretch

@@ -16,6 +16,7 @@ from executor_stage import (
     ORPHANED,
     OWN_GROUP,
     PATH,
+    PYTHON,
     also_functions,
     children_but_templates,
     living,
@@ -254,6 +255,32 @@ def test_a_tree_is_known_by_its_output_alone(stage):
     stage.play(scene)
 
 
+STUBBORN = "import os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(1, b'.'); signal.pause()"
+PARENT = f"""
+import signal, subprocess, sys
+code, nowhere = {STUBBORN!r}, subprocess.DEVNULL
+given = dict(env={{}}, start_new_session=True, stdin=nowhere, stdout=subprocess.PIPE, stderr=nowhere)
+subprocess.Popen([sys.executable, "-I", "-S", "-c", code], **given).stdout.read(1)
+print("up", flush=True)
+signal.pause()
+"""
+
+
+@also_functions
+@pytest.mark.kill
+def test_who_is_known_as_a_child_alone_is_found_when_its_parent_has_gone_before_it(stage):
+    """Of its own session, environment and output: only its parent gives it away, and that one ends on TERM."""
+
+    async def scene():
+        stage.start(1, f"exec {PYTHON} -c {shlex.quote(PARENT)}")
+        await stage.shows(b"up")
+        stage.kill(1, 0.2)
+        assert (await stage.ended(1)).ending is Ending.KILLED
+        assert not living()
+
+    stage.play(scene)
+
+
 @also_functions
 @pytest.mark.kill
 def test_what_forks_faster_than_it_is_found_dies_too(stage):
@@ -343,12 +370,13 @@ def test_one_look_serves_all_that_are_killed(stage, monkeypatch):
             stage.start(fence, "echo up; sleep 1000")
         for fence in range(1, 31):
             await stage.shows(b"up", fence)
+        for fence in range(1, 31):
             stage.kill(fence, 0)
         for fence in range(1, 31):
             await stage.ended(fence)
 
     stage.play(scene)
-    assert len(looks) < 60, looks
+    assert looks[0] == 30 and len(looks) < 60, looks
 
 
 @pytest.mark.kill

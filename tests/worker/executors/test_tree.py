@@ -64,3 +64,35 @@ def test_a_group_is_reached_after_its_leader_is_gone(tmp_path):
             select.select([], [], [], 0.001)
     finally:
         os.close(pidfd)
+
+
+@needs_proc
+def test_term_comes_once_to_each_in_the_group_of_a_living_leader_or_out_of_it(tmp_path):
+    code = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"asked\\n"))
+signal.signal(signal.SIGCONT, lambda *_: os.write(1, b"told to go on\\n") and os._exit(0))
+leaves = os.fork() == 0
+if leaves:
+    os.setsid()
+os.write(1, b"up\\n")
+while True:
+    signal.pause()
+"""
+    leader = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE)
+    spare = set()
+    try:
+        assert [leader.stdout.readline() for _ in range(2)] == [b"up\n"] * 2
+        ((*members,),) = tree.scan([tree.Tree(leader.pid, tree.boot_time() - 1)])
+        assert len(members) == 2
+        tree.ask_to_end(leader.pid, -1, members, spare)
+        assert sorted(leader.stdout.read().splitlines()) == [b"asked"] * 2 + [b"told to go on"] * 2
+        assert not spare
+        deadline = time.monotonic() + DEADLINE
+        while any(tree.start_of(member.pid) == member.start for member in members):
+            assert time.monotonic() < deadline
+            select.select([], [], [], 0.001)
+    finally:
+        leader.kill()
+        leader.wait()
+        leader.stdout.close()

@@ -17,7 +17,7 @@ import mmap
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,8 +26,9 @@ from titan_fast.ids import Ending, epoch_of, format_fence
 from titan_fast.testing.simulation.world import Program
 from titan_fast.worker.executors import _pool
 from titan_fast.worker.executors.base import Attempt
-from titan_fast.worker.executors.functions import Death, Functions, Observer, _Lane
-from titan_fast.worker.executors.tree import Member
+from titan_fast.worker.executors.functions import Death, Functions, Observer
+from titan_fast.worker.executors.lane import Lane
+from titan_fast.worker.executors.tree import Member, Tree
 from titan_fast.worker.journal import Journal
 
 if TYPE_CHECKING:
@@ -400,13 +401,48 @@ def _from_zero(blob: bytes, members: int) -> bytes:
     return b"".join((of - offsets[0]).to_bytes(4, "big") for of in offsets) + blob[4 * (members + 1) :]
 
 
+class _System:
+    """What is left of lanes, as one of them: how its agent finds and signals that (`sweep.Processes`)."""
+
+    def __init__(self, host: Host) -> None:
+        self.members: dict[Member, LaneProcess] = {}
+        self._host = host
+
+    def scan(self, trees: Sequence[Tree]) -> list[list[Member]]:
+        now, members = self._host.world.now, [Member(tree.leader, tree.start) for tree in trees]
+        processes = [self.members[member] for member in members]
+        return [
+            [member] if of.is_alive or now < of.left_until else []
+            for member, of in zip(members, processes, strict=True)
+        ]
+
+    def ask_to_end(self, leader: int, pidfd: int, members: Iterable[Member], spare: set[Member]) -> None:
+        self.send_all(members, signal.SIGTERM, spare)
+
+    def stop_and_kill(self, trees: Sequence[Tree], spare: set[Member]) -> list[list[Member]]:
+        self.send_all((Member(tree.leader, tree.start) for tree in trees), signal.SIGKILL, spare)
+        return self.scan(trees)
+
+    def send_all(self, members: Iterable[Member], number: int, spare: set[Member]) -> None:
+        for member in members:
+            self.members[member].signal(number)
+
+    def send_group(self, pidfd: int, leader: int, number: int) -> bool:
+        """As long as it lives it is found as well; what it has left is not always looked for."""
+        for member, of in self.members.items():
+            if member.pid == leader and not of.is_alive:
+                of.left_until = 0.0
+        return True
+
+
 class SimulatedFunctions(Functions):
     """The functions of one agent on a host: the real thing, but for the processes."""
 
     def __init__(
         self, host: Host, program: Program, agent: str, observer: Observer, journal: Journal, slots: int
     ) -> None:
-        super().__init__(observer, slots, f"{NOWHERE}/functions", f"{NOWHERE}/attempts")
+        self._system = _System(host)
+        super().__init__(observer, slots, f"{NOWHERE}/functions", f"{NOWHERE}/attempts", processes=self._system)
         self._host = host
         self._program = program
         self._agent = agent
@@ -417,7 +453,7 @@ class SimulatedFunctions(Functions):
         """Lanes that have something to do."""
         return sum(1 for lane in self._lanes if lane.book)
 
-    def _launch(self, lane: _Lane) -> None:
+    def _launch(self, lane: Lane) -> None:
         if self._host.rng_of_lanes.random() < NO_ROOM:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         lane.memory = mmap.mmap(-1, _pool.SIZE)
@@ -425,42 +461,27 @@ class SimulatedFunctions(Functions):
         process = LaneProcess(self._host, self._agent, lane.memory, lambda epoch: self._journal.epochs.get(epoch, ""))
         process.on_readable = lambda: self._program.call_soon(self._is_readable, lane)
         process.on_end = lambda: self._program.call_soon(self._died, lane)
+        lane.drain = 0.0  # nothing moves while the agent does
+        lane.start = self._numbers
+        self._system.members[Member(process.pid, lane.start)] = process
         lane.process = process  # type: ignore[assignment]
         lane.link = process  # type: ignore[assignment]
 
-    def _is_readable(self, lane: _Lane) -> None:
+    def _is_readable(self, lane: Lane) -> None:
         if not lane.is_dead and lane.process.returncode is None:
             self._heard(lane)
 
-    def _process_of(self, lane: _Lane) -> LaneProcess:
+    def _process_of(self, lane: Lane) -> LaneProcess:
         assert isinstance(lane.process, LaneProcess)
         return lane.process
 
-    def _scan(self, lanes: Sequence[_Lane]) -> list[list[Member]]:
-        now, processes = self._host.world.now, map(self._process_of, lanes)
-        return [[Member(of.pid, 0)] if of.is_alive or now < of.left_until else [] for of in processes]
-
-    def _kill(self, lanes: Sequence[_Lane]) -> list[list[Member]]:
-        for lane in lanes:
-            self._process_of(lane).signal(signal.SIGKILL)
-        return self._scan(lanes)
-
-    def _send(self, lane: _Lane, members: Sequence[Member], number: int) -> None:
-        if members and number != signal.SIGCONT:
-            self._process_of(lane).signal(number)
-
-    def _end_group(self, lane: _Lane) -> None:
-        self._process_of(lane).left_until = 0.0
-
-    def _is_gone(self, lane: _Lane) -> None:
+    def _is_gone(self, lane: Lane) -> None:
         of = self._process_of(lane)
         assert not of.is_alive and self._host.world.now >= of.left_until, "it is told of before all of it is gone"
+        del self._system.members[Member(of.pid, lane.start)]
         super()._is_gone(lane)
 
-    def _let_it_be_seen(self, lane: _Lane) -> None:
-        """Here nothing moves while the agent does."""
-
-    def _end(self, lane: _Lane, position: int, ending: Ending, grace: float) -> None:
+    def _end(self, lane: Lane, position: int, ending: Ending, grace: float) -> None:
         of = self._process_of(lane)
         process = of.process if of.member is not None and of.member.position == position else None
         if process is not None and process.asked is None:
@@ -468,7 +489,7 @@ class SimulatedFunctions(Functions):
             self._host.ledger.asked_to_end(process, ending, grace)
         super()._end(lane, position, ending, grace)
 
-    def _blame(self, lane: _Lane) -> Death | None:
+    def _blame(self, lane: Lane) -> Death | None:
         death = super()._blame(lane)
         if death is not None and death.ending is Ending.NOT_STARTED:
             self._host.ledger.never_began(death.start.fence, death.note)

@@ -3,8 +3,8 @@
 The path of an attempt that starts and ends by itself is kept short: no task, no pipe, no timer but its own timeout. A
 new process has to be waited for until it runs its program, which a busy machine may take a millisecond to let it do:
 while others run, a thread waits instead of the loop. All pidfds sit in one epoll descriptor, which is the only thing
-the event loop watches; where there are none, a timer asks for each child. What must be ended goes through one sweep
-that looks at all such attempts at once. Knows nothing of the master, of slots or of shipping output.
+the event loop watches; where there are none, a timer asks for each child. What must be ended is left to the `sweep`.
+Knows nothing of the master, of slots or of shipping output.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import errno
 import os
 import queue
 import select
-import signal
 import sys
 import threading
 import time
@@ -26,6 +25,7 @@ from titan_fast._accel import spawn
 from titan_fast.ids import Ending
 from titan_fast.worker.executors import tree
 from titan_fast.worker.executors.base import Attempt, Clocks, Exit, Left, Observer, Outcome, Recorder
+from titan_fast.worker.executors.sweep import Sweep
 from titan_fast.worker.exits import Exits, Told
 from titan_fast.worker.output import OUTPUT_NAME, note, total_size
 from titan_fast.worker.results import MAX_RESULT, RESULT_NAME, RESULT_REFUSED, read_result
@@ -36,12 +36,8 @@ FILE_LIMIT = 1 << 40
 _LINGER = 0.25
 """Seconds that processes left behind by a leader that ended by itself have before KILL: what it piped its output
 through (``exec > >(tee log)``) may be writing the last lines, and TERM would cut them."""
-_SWEEP_FIRST = 0.005
-_SWEEP_SLOWEST = 0.1
 _POLL_FIRST = 0.002
 _POLL_SLOWEST = 0.05
-GIVE_UP = 30.0
-"""Seconds after KILL when the leader's companions that will not go (a stuck disk) are no longer waited for."""
 _MOST_STARTERS = 4
 """Threads that start processes; more would only wait for the same processors."""
 _ENCODING = sys.getfilesystemencoding()
@@ -55,19 +51,14 @@ class Live:
     __slots__ = (
         "attempt",
         "began",
-        "deadline",
         "ended",
         "ending",
         "exit",
         "is_adopted",
-        "is_dead",
         "is_reaped",
-        "is_termed",
-        "killed",
         "output",
         "pid",
         "pidfd",
-        "spare",
         "start",
         "timer",
     )
@@ -89,16 +80,6 @@ class Live:
         """The leader has been waited for, here or by the keeper: its number may be another's."""
         self.ending: Ending | None = None
         """Why the tree is being ended; EXIT: the leader ended by itself and left processes behind."""
-        self.is_dead = False
-        """The leader has ended."""
-        self.is_termed = False
-        """All of the tree have had TERM, not only the group."""
-        self.deadline = 0.0
-        """When the grace is over (monotonic)."""
-        self.killed = 0.0
-        """When KILL was sent first (monotonic); 0: not yet."""
-        self.spare: set[tree.Member] = set()
-        """Processes of the tree that we may not signal: they run as somebody else."""
 
     def tree(self) -> tree.Tree:
         """How to tell its processes; only asked for when there is something to end."""
@@ -223,9 +204,7 @@ class SpawnExecutor:
         self._news: deque[tuple[int, int, float] | Outcome] = deque()
         self._watch = _Watch(self._loop, self._leaders_ended) if _HAS_PIDFD else None
         self._poller = _Poller(self._loop, self._leaders_ended)
-        self._ending: dict[int, Live] = {}
-        self._sweep_timer: asyncio.TimerHandle | None = None
-        self._sweep_pause = _SWEEP_FIRST
+        self._sweep: Sweep[Live] = Sweep(_has_told_its_end, self._is_gone)
         self._empty: asyncio.Future[None] | None = None
         self._starters: list[threading.Thread] = []
         self._to_start: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -354,8 +333,7 @@ class SpawnExecutor:
             self._to_start.put(None)
         while self._starters:
             self._starters.pop().join()
-        if self._sweep_timer is not None:
-            self._sweep_timer.cancel()
+        self._sweep.close()
         if self._watch is not None:
             self._watch.close()
             self._watch = None
@@ -384,9 +362,8 @@ class SpawnExecutor:
             else:
                 self._adopted[live.pid] = live
             if each.stopping is not None:
-                if live.exit is None:
-                    tree.send_group(live.pidfd, live.pid, signal.SIGTERM)  # the other agent may not have come to it
-                self._begin_to_end(live, each.stopping, time.monotonic() + each.attempt.grace)
+                # The other agent may not have come to TERM.
+                self._begin_to_end(live, each.stopping, each.attempt.grace)
             else:
                 self._time_out_after(live, each.attempt.timeout - (time.monotonic() - each.began.monotonic))
         tree.stop_and_kill([live.tree() for live in gone], set())
@@ -465,20 +442,17 @@ class SpawnExecutor:
     def _leaders_ended(self, ended: list[Live]) -> None:
         """They have ended. Our own children have not been waited for; how the others ended is known."""
         self._look_at_exits([live for live in ended if live.exit is None])
-        now = time.monotonic()
         for live in ended:
             assert live.exit is not None
             live.ended = live.exit.at
-            live.is_dead = True
             if live.ending is not None:
-                self._sweep_soon()
+                self._sweep.look_soon()
                 continue
             if live.timer is not None:
                 live.timer.cancel()
             _wait_for(live)
             if live.pid < 0 or tree.send_group(live.pidfd, live.pid, 0) or tree.is_held(live.output):
-                live.is_termed = True
-                self._begin_to_end(live, Ending.EXIT, now + _LINGER)
+                self._begin_to_end(live, Ending.EXIT, _LINGER)
             else:
                 self._finish(live)
         self._deliver()
@@ -522,100 +496,34 @@ class SpawnExecutor:
     # ---------------------------------------------------------------- ending a tree
 
     def _end(self, live: Live, ending: Ending, grace: float) -> None:
-        """TERM now, KILL after the grace. Also when it is being ended already: the earlier end counts."""
-        now = time.monotonic()
+        """TERM, KILL after the grace. Also when it is being ended already: the earlier end counts."""
         fence = live.attempt.fence
         if fence in self._starting:
             _, earlier = self._wishes.get(fence, (ending, grace))
             self._wishes[fence] = (ending, min(earlier, grace))
-            return
-        if live.ending is None:
-            if live.has_ended():
-                return  # it was faster: its descriptor is ready, and it ended by itself
-            if live.timer is not None:
-                live.timer.cancel()
-            live.is_termed = grace <= 0
-            if grace > 0:
-                # A stopped process takes TERM when it goes on.
-                tree.send_group(live.pidfd, live.pid, signal.SIGTERM)
-                tree.send_group(live.pidfd, live.pid, signal.SIGCONT)
-            self._begin_to_end(live, ending, now + max(0.0, grace))
+        elif live.ending is None:
+            if not live.has_ended():  # otherwise it was faster: its descriptor is ready, and it ended by itself
+                if live.timer is not None:
+                    live.timer.cancel()
+                self._begin_to_end(live, ending, grace)
         elif live.ending is not Ending.EXIT:
-            live.deadline = min(live.deadline, now + max(0.0, grace))
             if ending is Ending.KILLED and live.ending is not ending:
                 live.ending = ending
-                self._recorder.stopping(live.attempt.fence, ending)
-            self._sweep_soon()
+                self._recorder.stopping(fence, ending)
+            self._sweep.hasten(live, grace)
 
-    def _begin_to_end(self, live: Live, ending: Ending, deadline: float) -> None:
+    def _begin_to_end(self, live: Live, ending: Ending, grace: float) -> None:
         live.timer = None
         live.ending = ending
-        if ending is not Ending.EXIT:
+        is_forced = ending is not Ending.EXIT
+        if is_forced:
             self._recorder.stopping(live.attempt.fence, ending)
-        live.deadline = deadline
-        self._ending[live.attempt.fence] = live
-        self._sweep_soon()
+        output = f"{live.attempt.attempt_dir}/{OUTPUT_NAME}"
+        self._sweep.begin(live, live.tree(), live.pidfd, output, grace, ask=is_forced)
 
-    def _sweep_soon(self) -> None:
-        """Look at what is being ended now, not at the end of a pause that may have grown long."""
-        self._sweep_pause = _SWEEP_FIRST
-        if self._sweep_timer is not None:
-            self._sweep_timer.cancel()
-        self._sweep_timer = self._loop.call_later(0, self._sweep)
-
-    def _sweep(self) -> None:
-        """One step for every attempt that is being ended; one look at all processes serves them all."""
-        self._sweep_timer = None
-        now = time.monotonic()
-        overdue = [live for live in self._ending.values() if not live.killed and now >= live.deadline]
-        if overdue:
-            spare: set[tree.Member] = set()
-            tree.stop_and_kill([live.tree() for live in overdue], spare)
-            for live in overdue:
-                if not live.is_reaped:  # its number is its own
-                    tree.send_group(live.pidfd, live.pid, signal.SIGKILL)  # whatever the scan was able to see
-                live.killed = now
-                live.is_termed = True
-                live.spare |= spare
-        for live in self._ending.values():
-            # Of one that we adopted the keeper tells us, and how.
-            live.is_dead = live.is_dead or live.exit is not None or (not live.is_adopted and live.has_ended())
-        shown = [live for live in self._ending.values() if live.is_dead or not live.is_termed]
-        for live, members in zip(shown, tree.scan([live.tree() for live in shown]), strict=True):
-            if not live.is_termed:
-                self._term_outsiders(live, members)
-            if live.is_dead:
-                self._look_at_rest(live, [member for member in members if member not in live.spare], now)
+    def _is_gone(self, live: Live) -> None:
+        self._finish(live)
         self._deliver()
-        if self._ending and self._sweep_timer is None:
-            self._sweep_timer = self._loop.call_later(self._until_next_sweep(now), self._sweep)
-
-    def _term_outsiders(self, live: Live, members: list[tree.Member]) -> None:
-        """TERM to those of the tree that are not in the leader's process group; the group has had it."""
-        live.is_termed = True
-        outsiders = [member for member in members if _group_of(member.pid) != live.pid]
-        for number in (signal.SIGTERM, signal.SIGCONT):
-            tree.send_all(outsiders, number, live.spare)
-
-    def _look_at_rest(self, live: Live, rest: list[tree.Member], now: float) -> None:
-        """The leader has ended: report, or see to the others (in their grace they are left alone)."""
-        if live.killed and now - live.killed > GIVE_UP:
-            for member in rest:
-                note(f"{live.attempt.attempt_dir}/{OUTPUT_NAME}", f"process {member.pid} could not be ended")
-            rest = []
-        if not rest:
-            del self._ending[live.attempt.fence]
-            self._finish(live)
-        elif live.killed:
-            tree.send_all(rest, signal.SIGKILL, live.spare)
-
-    def _until_next_sweep(self, now: float) -> float:
-        """A leader in its grace wakes us by ending; the others must be looked for."""
-        wait = min((live.deadline - now for live in self._ending.values() if not live.killed), default=_SWEEP_SLOWEST)
-        if any(live.is_dead or live.killed for live in self._ending.values()):
-            wait = min(wait, self._sweep_pause)
-            self._sweep_pause = min(_SWEEP_SLOWEST, self._sweep_pause * 1.5)
-        return max(0.0, wait)
 
 
 # ---------------------------------------------------------------- starting
@@ -702,6 +610,11 @@ def _exit_of(pid: int) -> Exit:
     return Exit(how, code, time.monotonic())
 
 
+def _has_told_its_end(live: Live) -> bool:
+    """Of one that we adopted the keeper tells us, and how."""
+    return live.exit is not None or (not live.is_adopted and live.has_ended())
+
+
 def _wait_for(live: Live) -> None:
     """Give the number of a leader back, if it is our child and has not been waited for."""
     if not live.is_reaped and not live.is_adopted and live.pid > 0:
@@ -734,10 +647,3 @@ def _close(live: Live) -> None:
     for fd in (live.pidfd, live.output):
         if fd >= 0:
             os.close(fd)
-
-
-def _group_of(pid: int) -> int:
-    try:
-        return os.getpgid(pid)
-    except OSError:
-        return -1

@@ -161,6 +161,16 @@ def stop_and_kill(trees: Sequence[Tree], spare: set[Member]) -> list[list[Member
     return found
 
 
+def ask_to_end(leader: int, pidfd: int, members: Iterable[Member], spare: set[Member]) -> None:
+    """TERM, once to each: one signal to the group of a leader that lives (0: it does not), which nobody forks past, and
+    one to everyone outside of it."""
+    outsiders = [member for member in members if not leader or _group_of(member.pid) != leader]
+    for number in (signal.SIGTERM, signal.SIGCONT):  # a stopped process takes TERM when it goes on
+        if leader:
+            send_group(pidfd, leader, number)
+        send_all(outsiders, number, spare)
+
+
 def send_all(members: Iterable[Member], number: int, spare: set[Member]) -> None:
     """Signal each; those we may not signal are added to ``spare``."""
     for member in members:
@@ -443,6 +453,13 @@ def _send_without_pidfd(member: Member, number: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def _group_of(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return -1
 
 
 @functools.cache
