@@ -112,6 +112,7 @@ class FunctionAttempts:
             spec.work.timeout,
             spec.work.grace,
             Kind(tuple(sorted(environment.items())), project),
+            spec.work.spread,
         )
 
     def described(self, run: int, spec: int) -> Function | None:
