@@ -206,7 +206,7 @@ def test_the_options_are_those_of_a_task(work, client, master):
     asked, _ = work.graphs[0]
     (task,) = asked.graph.tasks
     assert (asked.graph.name, task.requires, task.priority, task.work.timeout) == ("mine", ("GPU",), 5, 2.0)
-    assert (task.retry.max, task.work.env, task.work.spread, task.array) == (3, {"A": "b"}, True, True)
+    assert (task.retry.max, task.work.env, task.work.spread, task.array) == (3, {"A": "b"}, True, False)
     with pytest.raises(InvalidGraph, match="retries"):
         client.executor(retries=-1)
 

@@ -65,7 +65,8 @@ class MakesExecutors:
 
         Args:
             name: of its runs, in listings.
-            project: a folder that is shipped to the workers, as it is at the first call.
+            project: a folder that is shipped to the workers, as it is at the first call. What is sent together then
+                has a working copy and processes of its own, which takes a tenth of a second: for calls that do more.
 
         The others hold for each call, and are those of `Graph.call`.
 

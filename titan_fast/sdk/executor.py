@@ -469,6 +469,7 @@ def _described(template: GraphSpec, of: dict[_Function, list[_Call]]) -> tuple[G
                 name=function.name if number == 1 else f"{function.name}-{number}",
                 work=work,
                 count=len(group),
+                array=len(group) > 1,  # of one alone the worker forgets everything with its end
                 payload=len(payloads) + 1,
             )
         )
