@@ -227,6 +227,7 @@ def test_a_run_that_is_forgotten_meanwhile_is_told_as_that(tmp_path, monkeypatch
         slow.waiting_bytes = master.settings.limits.undrained
         both.end(1, {0: b"zero"})
         await until(lambda: master.queries.run(1).is_final)
+        await until(lambda: master.pump.durable == master.pump.position)
         both.client.say(msg.Prune(keep_runs=0))
         while not isinstance((await both.client.next()).message, msg.Pruned):
             pass
@@ -234,6 +235,21 @@ def test_a_run_that_is_forgotten_meanwhile_is_told_as_that(tmp_path, monkeypatch
         master.collectors.session_drained(slow)
         assert slow.refused == ["no_such_run"]
         assert not master.collectors._waiters._by_run
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_what_ends_without_an_attempt_is_told_too(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        both = Both(master, await Peer.connect(master, "client"), None)
+        graph, payloads = functions(3)
+        both.client.say(msg.Submit(graph=graph, watch=True, results=True), payloads)
+        assert (await both.client.next()).message.run == 1
+        both.client.say(msg.Cancel(1, only_waiting=True))
+        got, missing, update = await both.told()
+        assert got == dict.fromkeys(range(3), b"")
+        assert missing == dict.fromkeys(range(3), "CANCELLED")
+        assert update.state == "CANCELLED"
 
     with_master(tmp_path, scenario, monkeypatch)
 

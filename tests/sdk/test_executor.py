@@ -137,6 +137,22 @@ def gather(pool, held, numbers):
     return [first, *(pool.submit(square, number) for number in numbers)]
 
 
+def together(pool, function, items):
+    """Futures of calls that are one run, the first one of the executor."""
+    calls = [
+        executor._Call(pool._described(function), functions.pickled_arguments("t", (item,), {}), executor._Future())
+        for item in items
+    ]
+    sender = pool._sender
+    with sender._lock:
+        sender._start()
+        sender._queued.extend(calls[:-1])
+        sender._unanswered += len(calls) - 1
+        sender._bytes += sum(len(call.payload) for call in calls[:-1])
+    sender.put(calls[-1])
+    return [call.future for call in calls]
+
+
 # ---------------------------------------------------------------- the library's interface
 
 
@@ -264,21 +280,11 @@ def test_results_come_before_the_run_is_over(held, pool, monkeypatch):
         yield over(run)
 
     monkeypatch.setattr(held, "answers", answers)
-    monkeypatch.setattr(executor, "PAUSE", 0.2)
-    calls = [executor._Call(pool._described(square), functions.pickled_arguments("t", (1,), {}), executor._Future())]
-    for _ in range(2):
-        calls.append(calls[0]._replace(future=executor._Future()))
-    sender = pool._sender
-    with sender._lock:
-        sender._start()
-    for call in calls[:2]:
-        sender._queued.append(call)
-        sender._unanswered += 1
-    sender.put(calls[2])
-    assert calls[1].future.result(10) == "second"
-    assert not calls[0].future.done() and not calls[2].future.done()
+    first, second, third = together(pool, square, [1, 2, 3])
+    assert second.result(10) == "second"
+    assert not first.done() and not third.done()
     held.go_on.set()
-    assert [call.future.result(10) for call in calls] == ["a", "second", "b"]
+    assert [first.result(10), third.result(10)] == ["a", "b"]
 
 
 def test_what_somebody_opened_again_is_waited_for(work, pool, monkeypatch):
@@ -409,6 +415,20 @@ def test_what_was_told_is_not_told_again(work, client, master, monkeypatch):
         future.add_done_callback(lambda done: seen.append(done.result()))
         assert future.result(10) == 9
     assert seen == [9]
+    assert [type(asked) for asked in master.asked] == [msg.Submit, msg.Watch]
+    assert pool._sender._unanswered == pool._sender._bytes == 0
+
+
+def test_what_is_told_again_with_others_takes_nothing_from_them(work, client, master, monkeypatch):
+    def answers(run):
+        for index in range(2):
+            yield (msg.Given(pickled=True, run=run, stretches=((index, 1),)), pickle.dumps(index))
+        yield over(run)
+
+    monkeypatch.setattr(work, "answers", answers)
+    master.break_at(4)
+    with client.executor() as pool:
+        assert [future.result(10) for future in together(pool, square, [5, 6])] == [0, 1]
     assert [type(asked) for asked in master.asked] == [msg.Submit, msg.Watch]
     assert pool._sender._unanswered == pool._sender._bytes == 0
 
