@@ -462,7 +462,7 @@ def test_one_call_too_many_waits(held, client, monkeypatch):
         futures = gather(pool, held, range(1, 4))
         late = threading.Thread(target=lambda: futures.append(pool.submit(square, 4)))
         late.start()
-        until(lambda: pool._sender._has_room._waiters, "the fifth one waits")
+        until(lambda: pool._sender._waiting, "the fifth one waits")
         assert len(futures) == 4
         held.go_on.set()
         late.join(10)
@@ -475,7 +475,7 @@ def test_so_do_too_many_bytes(held, client, monkeypatch):
         futures = [pool.submit(len, b"x" * 5000)]
         late = threading.Thread(target=lambda: futures.append(pool.submit(len, b"y")))
         late.start()
-        until(lambda: pool._sender._has_room._waiters, "the second one waits")
+        until(lambda: pool._sender._waiting, "the second one waits")
         held.go_on.set()
         late.join(10)
         assert [future.result(10) for future in futures] == [5000, 1]
@@ -487,7 +487,7 @@ def test_who_waits_when_it_ends_is_told(held, client, monkeypatch):
     gather(pool, held, [])
     with concurrent.futures.ThreadPoolExecutor() as threads:
         late = threads.submit(pool.submit, square, 1)
-        until(lambda: pool._sender._has_room._waiters, "the second one waits")
+        until(lambda: pool._sender._waiting, "the second one waits")
         pool.shutdown(wait=False)
         assert isinstance(late.exception(10), RuntimeError)
         held.go_on.set()

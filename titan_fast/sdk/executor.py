@@ -166,6 +166,8 @@ class _Sender:
         self._queued: deque[_Call] = deque()
         self._unanswered = 0
         self._bytes = 0
+        self._waiting = 0
+        """Threads that wait for room."""
         self._is_woken = False
         self._is_closed = False
         self._thread: threading.Thread | None = None
@@ -198,7 +200,9 @@ class _Sender:
             while self._unanswered and (self._unanswered >= MOST or self._bytes + size > MOST_BYTES):
                 if threading.current_thread() is self._thread:
                     break  # a callback of a future: whoever makes room is here
+                self._waiting += 1
                 self._has_room.wait()
+                self._waiting -= 1
                 self.check_open()
             self._queued.append(call)
             self._unanswered += 1
@@ -238,10 +242,9 @@ class _Sender:
 
     def answered(self, count: int, size: int = 0) -> None:
         with self._lock:
-            is_full = self._unanswered >= MOST or self._bytes > MOST_BYTES // 2
             self._unanswered -= count
             self._bytes -= size
-            if is_full:
+            if self._waiting:
                 self._has_room.notify_all()
 
     # ------------------------------------------------------------ its own thread
