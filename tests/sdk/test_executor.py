@@ -8,6 +8,7 @@ import asyncio
 import concurrent.futures
 import functools
 import gc
+import hashlib
 import itertools
 import os
 import pickle
@@ -18,8 +19,8 @@ from concurrent.futures import ALL_COMPLETED, CancelledError, as_completed, wait
 
 import pytest
 
-from titan_fast import Client
-from titan_fast.errors import InvalidGraph, NoMaster, TaskFailed
+from titan_fast import AsyncClient, Client
+from titan_fast.errors import InvalidGraph, NoMaster, NoSuchBlob, TaskFailed
 from titan_fast.model.spec import MAX_PAYLOAD
 from titan_fast.protocol import messages as msg
 from titan_fast.sdk import executor, functions
@@ -216,6 +217,19 @@ def test_a_loop_can_run_its_calls_in_it(work, pool):
     assert asyncio.run(main()) == [number * number for number in range(10)]
 
 
+def test_an_async_client_makes_one_too(work, master):
+    async def main():
+        loop = asyncio.get_running_loop()
+        async with AsyncClient(master.address, token=master.token) as client:
+            pool = client.executor()
+            try:
+                return await loop.run_in_executor(pool, functools.partial(pow, exp=2), 9)
+            finally:
+                pool.shutdown(wait=False)
+
+    assert asyncio.run(main()) == 81
+
+
 def test_the_options_are_those_of_a_task(work, client, master):
     with client.executor("mine", requires=["GPU"], priority=5, timeout="2s", retries=3, env={"A": "b"}) as pool:
         assert pool.submit(square, 2).result(10) == 4
@@ -300,7 +314,7 @@ def test_what_somebody_opened_again_is_waited_for(work, pool, monkeypatch):
 
 def test_a_master_that_forgets_a_result_is_found_out(work, pool, monkeypatch):
     monkeypatch.setattr(work, "answers", lambda run: [over(run)])
-    with pytest.raises(Exception, match="did not tell"):
+    with pytest.raises(Exception, match="has not told"):
         pool.submit(square, 3).result(10)
 
 
@@ -390,9 +404,37 @@ def test_a_forked_child_is_told(work, pool):
         try:
             pool.submit(square, 2)
         except RuntimeError:
+            pool.shutdown()
             os._exit(0)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert pool.submit(square, 3).result(10) == 9
+
+
+# ---------------------------------------------------------------- large results
+
+
+def large(run, digest):
+    return [(msg.Given(pickled=True, run=run, stretches=((0, 1),)), f"artifact:{digest}".encode()), over(run)]
+
+
+def test_a_result_that_is_a_file_is_fetched(work, pool, master, monkeypatch):
+    data = pickle.dumps("x" * 100_000)
+    digest = hashlib.sha256(data).hexdigest()
+    monkeypatch.setattr(work, "answers", lambda run: large(run, digest))
+    master.on(msg.BlobAsk, msg.BlobHeld(digest, len(data)))
+    master.script(
+        msg.BlobGet, lambda asked: [(msg.BlobPiece(digest, asked.offset, len(data)), data[asked.offset :][:60_000])]
+    )
+    assert pool.submit(square, 3).result(10) == "x" * 100_000
+
+
+def test_one_that_is_not_there_any_more_is_told_by_its_future(work, client, master, monkeypatch):
+    monkeypatch.setattr(work, "answers", lambda run: large(run, "0" * 64))
+    master.on(msg.BlobAsk, NoSuchBlob("0" * 64))
+    with client.executor() as pool:
+        future = pool.submit(square, 3)
+    assert isinstance(future.exception(0), NoSuchBlob), "the end waits for it"
 
 
 # ---------------------------------------------------------------- connections

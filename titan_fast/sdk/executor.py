@@ -177,7 +177,7 @@ class _Sender:
         self._over: asyncio.Event
         self._uploading: asyncio.Lock
         self._address = ""
-        """Of the project, when the master has it."""
+        """Of the project; the master keeps it as long as runs need it."""
         self.large: asyncio.Semaphore
         self._runs: dict[asyncio.Task[None], _Run] = {}
         self._sent_at = 0.0
@@ -222,6 +222,8 @@ class _Sender:
         _open.add(self)
 
     def close(self, cancel: bool = False) -> None:
+        if os.getpid() != self._pid:
+            return  # whoever forked us goes on
         with self._lock:
             self._is_closed = True
             taken: deque[_Call] = deque()
@@ -319,7 +321,7 @@ class _Sender:
         if self._project is None:
             return ""
         async with self._uploading:
-            if not self._address:
+            if not self._address or await self._client.call(calls.blob_size(self._address)) < 0:
                 self._address = await self._client.upload_project(self._project)
             return self._address
 
@@ -344,14 +346,14 @@ class _Run:
 
     async def carry_out(self) -> None:
         """Until every one of its futures is done."""
+        problem: Exception = InternalError("the run is over, and the master has not told all of its results")
         try:
             await self._collect()
-            while self._beside:
-                await asyncio.wait(self._beside)
-            problem: Exception = InternalError(f"run {self._number} is over, and the master did not tell all results")
         except Exception as error:  # whatever it is, nobody is to wait for ever
             problem = error
         self._number.cancel()
+        while self._beside:
+            await asyncio.wait(self._beside)
         for future in self._futures:
             if future is not None:
                 future.set_exception(problem)
