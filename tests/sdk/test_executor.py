@@ -599,6 +599,28 @@ def test_what_may_change_is_pickled_each_time(work, pool):
     assert [future.result(10) for future in futures] == [2, 2, 11, 11]
 
 
+def test_so_is_a_method_of_the_interpreters_own(work, pool):
+    items = [1]
+    count = items.count
+    futures = [pool.submit(count, 1)]
+    items.append(1)
+    futures.append(pool.submit(count, 1))
+    assert [future.result(10) for future in futures] == [1, 2]
+
+
+def test_an_executor_may_become_garbage_anywhere(held, client):
+    """Also while its own thread holds what guards the queue."""
+    pool = client.executor()
+    (future,) = gather(pool, held, [])
+    sender = pool._sender
+    with sender._lock:
+        del pool
+        gc.collect()
+        assert sender._is_closed
+    held.go_on.set()
+    assert future.result(10) == 0
+
+
 def test_arguments_are_what_they_were_when_they_were_submitted(held, pool):
     gather(pool, held, [])
     items = [1]

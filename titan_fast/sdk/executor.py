@@ -21,7 +21,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
@@ -50,7 +50,7 @@ MOST_BYTES = 256 << 20
 """Of their arguments."""
 PER_RUN = 10_000
 BYTES_PER_RUN = 4 << 20
-"""Calls, and bytes of their arguments, from which on a run takes no more."""
+"""Calls, and bytes of their arguments and functions, from which on a run takes no more."""
 PAUSE = 0.001
 """Seconds between two runs while calls are on their way: what is submitted meanwhile goes together."""
 LARGE_AT_A_TIME = 4
@@ -130,7 +130,7 @@ class Executor(concurrent.futures.Executor):
         except ValueError as error:
             raise InvalidGraph(str(error)) from None
         described = _Function(name, functions.pickled_function(name, fn, self._ships_project))
-        if isinstance(fn, FunctionType | BuiltinFunctionType):
+        if isinstance(fn, FunctionType) or isinstance(getattr(fn, "__self__", None), ModuleType):
             # Anything else may be another one by the next call: an object, or a method of one.
             key, known = id(fn), self._known
             known[key] = weakref.ref(fn, lambda _: known.pop(key, None)), described
@@ -160,8 +160,8 @@ class _Sender:
         self._client = _OwnClient(line)
         self._template = template
         self._project = project
-        self._lock = threading.Lock()
-        """Over what follows here."""
+        self._lock = threading.RLock()
+        """Over what follows here. Whoever holds it may be the one who finds that the executor has become garbage."""
         self._has_room = threading.Condition(self._lock)
         self._queued: deque[_Call] = deque()
         self._unanswered = 0
@@ -201,8 +201,10 @@ class _Sender:
                 if threading.current_thread() is self._thread:
                     break  # a callback of a future: whoever makes room is here
                 self._waiting += 1
-                self._has_room.wait()
-                self._waiting -= 1
+                try:
+                    self._has_room.wait()
+                finally:
+                    self._waiting -= 1
                 self.check_open()
             self._queued.append(call)
             self._unanswered += 1
@@ -285,6 +287,7 @@ class _Sender:
         """What the next run is made of; what was cancelled meanwhile is none of it."""
         taken: list[_Call] = []
         size = dropped = dropped_bytes = 0
+        function: _Function | None = None
         with self._lock:
             queued = self._queued
             while queued and len(taken) < PER_RUN and size < BYTES_PER_RUN:
@@ -292,6 +295,9 @@ class _Sender:
                 if call.future.set_running_or_notify_cancel():
                     taken.append(call)
                     size += len(call.payload)
+                    if call.function is not function:
+                        function = call.function
+                        size += len(function.pickled)
                 else:
                     dropped += 1
                     dropped_bytes += len(call.payload)
