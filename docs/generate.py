@@ -78,6 +78,8 @@ def describe_type(info: msgspec.inspect.Type) -> str:
             return _range(info.ge, info.le)
         case msgspec.inspect.VarTupleType():
             return f"list of {describe_type(info.item_type)}"
+        case msgspec.inspect.TupleType():
+            return f"[{', '.join(describe_type(part) for part in info.item_types)}]"
         case msgspec.inspect.DictType():
             return f"object of {describe_type(info.value_type)}"
         case msgspec.inspect.UnionType():

@@ -71,12 +71,10 @@ class Ours(contract.Contender):
         return self._submit(graph)["noop"].results()
 
     def singles(self, count: int) -> Sequence[object]:
-        """Graphs of one task each, with a run and a handle each; the SDK batches their requests."""
-        graphs = []
-        for item in range(count):
-            graphs.append(Graph("single"))
-            graphs[-1].call(noop, item, name="noop")
-        return [run["noop"].result() for run in self._client.submit_many(graphs)]
+        """Calls by themselves, with a future each; the SDK batches what is submitted while others are on their way."""
+        with self._client.executor("singles") as pool:
+            futures = [pool.submit(noop, item) for item in range(count)]
+            return [future.result() for future in futures]
 
     def chain(self, count: int) -> object:
         return self._result_of_last(self._calls(count, 0))

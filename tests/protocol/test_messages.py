@@ -45,6 +45,8 @@ def values_of(kind):
             return st.one_of([values_of(part) for part in info.types])
         case msgspec.inspect.VarTupleType():
             return st.lists(values_of(info.item_type), max_size=3).map(tuple)
+        case msgspec.inspect.TupleType():
+            return st.tuples(*map(values_of, info.item_types))
         case msgspec.inspect.DictType():
             return st.dictionaries(values_of(info.key_type), values_of(info.value_type), max_size=3)
         case msgspec.inspect.StructType():

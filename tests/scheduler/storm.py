@@ -187,7 +187,7 @@ class Storm:
         target = self.a_target()
         if target is not None:
             try:
-                self.h.cancel(*target)
+                self.h.cancel(*target, only_waiting=self.rng.random() < 0.3)
             except NothingToDo:
                 return
 

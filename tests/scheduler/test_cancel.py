@@ -188,3 +188,43 @@ def test_cancelling_twice_says_the_kill_again() -> None:
     harness.cancel(run)
     harness.obey("w")
     assert harness.run_state(run) == "CANCELLED"
+
+
+def test_only_what_waits_can_be_cancelled_and_the_rest_goes_on() -> None:
+    harness = SchedulerHarness()
+    harness.worker("w", 2)
+    run = harness.submit([array("a", 40), task("late", delay=9.0), task("side")])
+    held = harness.held_names("w")
+    assert 2 <= len(held) < 42
+    harness.commands.clear()
+    harness.cancel(run, only_waiting=True)
+    assert not [c for c in harness.commands if isinstance(c, cmd.Kill)]
+    states = harness.states(run)
+    assert {name for name, state in states.items() if state != "CANCELLED"} == set(held)
+    harness.run_to_end()
+    assert {name for name, state in harness.states(run).items() if state == "COMPLETED"} == set(held)
+    assert harness.run_state(run) == "CANCELLED"
+
+
+def test_what_goes_on_is_not_cancelled_by_a_restart() -> None:
+    harness = SchedulerHarness()
+    harness.worker("w")
+    run = harness.submit([task("a"), task("side")])
+    harness.start("w")
+    harness.cancel(run, only_waiting=True)
+    harness.restart()
+    harness.attach("w")
+    harness.run_to_end()
+    assert sorted(harness.states(run).values()) == ["CANCELLED", "COMPLETED"]
+
+
+def test_in_a_run_that_is_held_nothing_is_known_to_wait() -> None:
+    harness = SchedulerHarness()
+    harness.worker("w")
+    run = harness.submit([task("a"), task("side")])
+    harness.start("w")
+    harness.restart()
+    harness.cancel(run, only_waiting=True)
+    harness.attach("w")
+    harness.run_to_end()
+    assert set(harness.states(run).values()) == {"COMPLETED"}

@@ -17,6 +17,7 @@ import pytest
 
 from titan_fast import _layout as layout
 from titan_fast.ids import Ending, format_fence, make_fence
+from titan_fast.worker import function_attempts
 from titan_fast.worker.executors import _pool
 from titan_fast.worker.executors import functions as functions_module
 from titan_fast.worker.executors import lane as lane_module
@@ -73,7 +74,7 @@ class Stage:
         """Members with these items, waiting for a lane."""
         items = list(items)
         pickled = pickle.dumps(function, 5) if pickled is None else pickled
-        fields = {"timeout": 0.0, "grace": 0.2, "arguments": (), **fields}
+        fields = {"timeout": 0.0, "grace": 0.2, "arguments": (), "spread": False, **fields}
         self.described[run, spec] = Function(
             1000 * run + spec,
             run,
@@ -86,6 +87,7 @@ class Stage:
             fields["timeout"],
             fields["grace"],
             kind,
+            fields["spread"],
         )
         self.slots.assign(Stretch(run, spec, 0, len(items), 0, 1, fence, blob(items), len(items)))
         self.start_next()
@@ -365,6 +367,26 @@ def test_a_few_are_spread_over_the_slots(stage):
         await stage.over(110)
 
     stage.play(scene)
+
+
+def test_members_of_an_array_may_be_given_arguments_of_any_kind(stage):
+    async def scene():
+        items = [((1, 2), {"c": 3}), ((), {"a": 4, "b": 5}), (([6], 7), {})]
+        stage.give(None, items, pickled=by_value(lambda a, b, c=0: (a, b, c)), spread=True)
+        await stage.over(3)
+        assert stage.values() == {0: (1, 2, 3), 1: (4, 5, 0), 2: ([6], 7, 0)}
+
+    stage.play(scene)
+
+
+def test_what_many_descriptions_have_in_common_is_kept_once():
+    known = {}
+    first = bytes([1, 2, 3])
+    assert function_attempts._the_same(known, first) is first
+    assert function_attempts._the_same(known, bytes(bytearray(first))) is first
+    for number in range(10_000):
+        function_attempts._the_same(known, number.to_bytes(4, "big"))
+    assert len(known) <= function_attempts.MAX_SHARED
 
 
 def test_arguments_are_what_parents_gave(stage):

@@ -176,6 +176,10 @@ class Effects:
         frame = send_hot(Op.ASSIGN, 0, list(zip(*batch.rows, strict=True)), b"".join(batch.tail))
         session.send_work(after, frame)
 
+    def tell_results(self, facts: Iterable[Fact]) -> None:
+        """To those who want them as they come; like every other word they wait for their facts."""
+        self._master.collectors.happened(facts)
+
     def carry_out(self, commands: Iterable[cmd.Command]) -> None:
         """Everything that waits for the turn's facts."""
         for command in commands:
@@ -206,7 +210,8 @@ class Effects:
             # The outcome is what is waited for: it may come first, and its commit do for both.
             ticket.session.reply_early(done, ticket.request)
             try:
-                self._master.watchers.watch(ticket.session, ticket.request, msg.Watch(command.number))
+                watch = msg.Watch(command.number, results=ticket.results)
+                self._master.watchers.watch(ticket.session, ticket.request, watch)
             except TitanError as error:
                 # It is accepted all the same, and hears that first.
                 ticket.session.reply(done, ticket.request)
@@ -249,6 +254,7 @@ class Effects:
                 session.send_when_durable(frame)
 
     def _runchanged(self, command: cmd.RunChanged) -> None:
+        self._master.collectors.run_changed(command.run)
         self._master.watchers.run_changed(command.run)
         self._master.followers.run_changed(command.run)
 

@@ -27,6 +27,7 @@ from titan_fast.errors import (
 from titan_fast.ids import Ending, epoch_of
 from titan_fast.master.artifacts import is_digest
 from titan_fast.master.session import Session
+from titan_fast.master.watch import ONLY_FUNCTIONS
 from titan_fast.model.names import check_capability, check_worker_name
 from titan_fast.model.spec import MAX_NAME
 from titan_fast.protocol import messages as msg
@@ -52,6 +53,8 @@ class Ticket(msgspec.Struct, frozen=True):
     op: Op
     watch: bool = False
     key: Key | None = None
+    results: bool = False
+    """Who watches wants the results, too."""
 
 
 class Intake:
@@ -121,11 +124,12 @@ class Intake:
                 log.exception("%s: %s", session.describe(), incoming.op.name)
                 session.refuse_request(_our_fault(incoming), incoming.request)
 
-    def _ticket(self, session: Session, incoming: Incoming, watch: bool = False) -> int:
+    def _ticket(self, session: Session, incoming: Incoming, watch: bool = False, results: bool = False) -> int:
         number = self._next_ticket
         self._next_ticket += 1
         once = getattr(incoming.message, "once", None)
-        self.tickets[number] = Ticket(session, incoming.request, incoming.op, watch, _key(once) if once else None)
+        key = _key(once) if once else None
+        self.tickets[number] = Ticket(session, incoming.request, incoming.op, watch, key, results)
         return number
 
     def _handle(self, event: ev.Event) -> None:
@@ -158,7 +162,8 @@ class Intake:
         if number is not None:
             if message.watch:
                 try:
-                    self._master.watchers.watch(session, incoming.request, msg.Watch(number))
+                    watch = msg.Watch(number, results=message.results)
+                    self._master.watchers.watch(session, incoming.request, watch)
                 except TitanError as error:
                     # Behind the answer: it is accepted all the same.
                     session.send_when_durable(send_error(error.with_traceback(None), incoming.request))
@@ -169,7 +174,9 @@ class Intake:
             raise BadMessage(
                 f"the project archive {project[:12]}… is not here", hint="upload it first", field="graph.project"
             )
-        ticket = self._ticket(session, incoming, message.watch)
+        if message.results and not all(task.work.is_function for task in message.graph.tasks):
+            raise BadMessage(ONLY_FUNCTIONS, field="results")
+        ticket = self._ticket(session, incoming, message.watch, message.results)
         self._handle(ev.RunSubmitted(ticket, message.graph, incoming.attachments, _key(message.once)))
 
     def _cancel(self, session: Session, incoming: Incoming, message: msg.Cancel) -> None:
@@ -178,7 +185,7 @@ class Intake:
         run = self._in_memory(message.run)
         ticket = self._ticket(session, incoming)
         target = run, message.task or None, _member(message.member)
-        self._handle(ev.CancelRequested(ticket, *target, key=_key(message.once)))
+        self._handle(ev.CancelRequested(ticket, *target, _key(message.once), message.only_waiting))
 
     def _retry(self, session: Session, incoming: Incoming, message: msg.Retry) -> None:
         if self._repeated(session, incoming, message.once) is not None:

@@ -117,6 +117,7 @@ class Pump:
         self.effects.assign(commands, facts)
         if facts:
             self.committer.put(facts, self.position)
+            self.effects.tell_results(facts)
         self.effects.carry_out(commands)
         self.intake.answer_questions()
         self._flush(self.touched)

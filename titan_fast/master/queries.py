@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 import os
 import re
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
+from operator import sub
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,6 +29,7 @@ from titan_fast.master.store.base import AttemptRow, RunHead
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Incoming, send
 from titan_fast.scheduler.explain import explain_run, explain_task, lot_of
+from titan_fast.scheduler.facts import AttemptsEnded
 from titan_fast.scheduler.lifecycle import FINAL, PUBLIC, PUBLIC_STATES, TaskState, public_counts
 from titan_fast.scheduler.state import Run, State
 from titan_fast.scheduler.views import TaskView, view_run, view_tasks, view_workers
@@ -336,7 +340,39 @@ class Queries:
         """A page of results, as many as fit into a frame; of what failed, what it left behind."""
         run = self.run(asked.run)
         first, count = self.stretch(run, asked.task, asked.member)
-        end, at = first + count, max(first, int(asked.cursor or 0))
+        end = first + count
+        at, found, missing = self._page(run, max(first, int(asked.cursor or 0)), end)
+        pickled = run.spec_of(first) in run.functions
+        given = msg.Given(pickled=pickled, missing=tuple(missing), next=str(at) if at < end else "")
+        self.reply(session, given, request, tuple(found))
+
+    def given_in(self, run: Run, first: int, count: int) -> tuple[int, msg.Given, tuple[bytes, ...]]:
+        """(how many, what to tell) of consecutive functions that are final: as many as fit into a frame."""
+        at, found, missing = self._page(run, first, first + count)
+        told = at - first
+        given = msg.Given(pickled=True, missing=tuple(missing), run=run.id, stretches=((first, told),))
+        return told, given, tuple(found)
+
+    def given_by(self, run: Run, fact: AttemptsEnded) -> tuple[msg.Given, tuple[bytes, ...]] | None:
+        """What to tell of attempts of functions that have just ended; None: no task of theirs is over."""
+        index, results = fact.index, fact.result
+        missing: list[msg.NoResult] = []
+        if fact.state.count("COMPLETED") < len(index):
+            rows = [row for row, state in enumerate(fact.state) if state != "PENDING"]
+            index, results = [index[row] for row in rows], [results[row] for row in rows]
+            for place, row in enumerate(rows):
+                if (state := fact.state[row]) != "COMPLETED":
+                    if state != "FAILED":
+                        results[place] = b""
+                    name, reason = run.label(index[place]), run.reason_of(index[place])
+                    missing.append(msg.NoResult(place, name, state, reason))
+        if not index:
+            return None
+        stretches = tuple(_stretches(index))
+        return msg.Given(pickled=True, missing=tuple(missing), run=run.id, stretches=stretches), tuple(results)
+
+    def _page(self, run: Run, at: int, end: int) -> tuple[int, list[bytes], list[msg.NoResult]]:
+        """(where the next page begins, results, those that have none)."""
         found: list[bytes] = []
         missing: list[msg.NoResult] = []
         size, step = 0, RESULTS_PER_LOOK
@@ -348,9 +384,7 @@ class Queries:
             size += sum(map(len, looked))
             if size < BYTES_PER_PAGE // 16:
                 step *= 2
-        pickled = run.spec_of(first) in run.functions
-        given = msg.Given(pickled=pickled, missing=tuple(missing), next=str(at) if at < end else "")
-        self.reply(session, given, request, tuple(found))
+        return at, found, missing
 
     def _left(self, run: Run, first: int, count: int, place: int, missing: list[msg.NoResult]) -> list[bytes]:
         """What consecutive tasks gave or, having failed, left; those that gave nothing are added to ``missing``."""
@@ -570,6 +604,15 @@ class Queries:
 
 def _reply_unblessed(session: Session, answer: Answer, request: int, attachments: tuple[bytes, ...]) -> None:
     session.send(send(msgspec.structs.replace(answer, durable=False), attachments, request, is_reply=True))
+
+
+def _stretches(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Neighbours that follow one another, as (first, count)."""
+    at = 0
+    for _, group in itertools.groupby(map(sub, numbers, itertools.count())):
+        count = sum(1 for _ in group)
+        yield numbers[at], count
+        at += count
 
 
 def _states(run: Run, watched: Watched) -> set[TaskState]:

@@ -41,7 +41,7 @@ from titan_fast.master.store.base import Opened, Store
 from titan_fast.master.store.bodies import sync_folder
 from titan_fast.master.store.memory import MemoryStore
 from titan_fast.master.store.sqlite import SqliteStore
-from titan_fast.master.watch import Followers, Watchers
+from titan_fast.master.watch import Collectors, Followers, Watchers
 from titan_fast.model.archive import mark_private
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Budget
@@ -168,6 +168,7 @@ class Master:
         self.queries = Queries(self)
         self.watchers = Watchers(self)
         self.followers = Followers(self)
+        self.collectors = Collectors(self)
         self.intake = self.pump.intake = Intake(self)
         self.effects = self.pump.effects = Effects(self)
         self.liveness = Liveness(self.pump, scheduler, self.worker_lost)
@@ -434,6 +435,7 @@ class Master:
                 self.stranger_proved(session)
         self.watchers.session_closed(session)
         self.followers.session_closed(session)
+        self.collectors.session_closed(session)
         self.blobs.drop(session)
         if session.worker and self.worker_sessions.get(session.worker) is session:
             del self.worker_sessions[session.worker]
@@ -442,6 +444,7 @@ class Master:
     def session_drained(self, session: Session) -> None:
         self.watchers.session_drained(session)
         self.followers.session_drained(session)
+        self.collectors.session_drained(session)
 
 
 async def run_master(settings: Settings, announce: Callable[[Master], None]) -> int:

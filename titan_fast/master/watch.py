@@ -1,21 +1,25 @@
-"""Who waits for what: watchers of runs and tasks, followers of output.
+"""Who waits for what: watchers of runs and tasks, followers of output, collectors of results.
 
 Watchers are told every change they asked for, at most ten times a second, and the end always. Followers pull: they
-keep an offset. A peer that does not drain, or whose words wait for the disk, is told nothing new until that has left.
+keep an offset. Collectors are told what functions gave in the turn in which it came, out of its facts. A peer that does
+not drain, or whose words wait for the disk, is told nothing new until that has left.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
-from titan_fast.errors import InternalError, TitanError, TooLarge
-from titan_fast.master.queries import Watched
+from titan_fast.errors import BadMessage, InternalError, TitanError, TooLarge
+from titan_fast.master.queries import BYTES_PER_PAGE, Watched
 from titan_fast.master.session import Session
 from titan_fast.protocol import messages as msg
+from titan_fast.scheduler.facts import AttemptsEnded, Fact, TasksSettled
+from titan_fast.scheduler.lifecycle import FINAL
 
 if TYPE_CHECKING:
     from titan_fast.master.server import Master
@@ -26,6 +30,7 @@ PROGRESS_INTERVAL = 0.1
 """Seconds between two updates of progress."""
 FULL = 1 / 4
 """So much of `limits.undrained` may wait for the disk before watchers and followers of a connection pause."""
+ONLY_FUNCTIONS = "results are told as they come of whole runs of functions alone"
 
 
 class _Waiter(msgspec.Struct, eq=False):
@@ -99,6 +104,9 @@ class Watchers:
         Raises:
             NoSuchRun, NoSuchTask, TooLarge
         """
+        if watch.results:
+            self._master.collectors.start(session, request, watch)
+            return
         queries, pump = self._master.queries, self._master.pump
         watched = queries.watched(watch)
         if not queries.is_final(watched):
@@ -232,6 +240,92 @@ class Followers:
                 follower.request,
             )
             return True
+        return True
+
+
+class _Collector(_Waiter, eq=False):
+    watched: Watched
+    untold: deque[tuple[int, int]]
+    """Stretches of tasks that are final, and that there was no room to tell of."""
+
+
+class Collectors:
+    def __init__(self, master: Master) -> None:
+        self._master = master
+        self._waiters: _Waiters[_Collector] = _Waiters()
+
+    def start(self, session: Session, request: int, watch: msg.Watch) -> None:
+        """Tell what there is of a run's results, the others as they come, and the end behind them.
+
+        Raises:
+            NoSuchRun, TooLarge, BadMessage
+        """
+        run = self._master.queries.run(watch.run)
+        if watch.task or len(run.functions) < len(run.names):
+            raise BadMessage(ONLY_FUNCTIONS, field="results")
+        count = len(run.state)
+        untold = deque((first, length) for state, first, length in run.stretches(0, count) if state in FINAL)
+        collector = _Collector(session, request, run.id, 0, Watched(run.id, 0, count, True), untold)
+        self._waiters.add(collector)
+        self._tell(collector)
+
+    def happened(self, facts: Iterable[Fact]) -> None:
+        """Before `run_changed` of the same turn."""
+        for fact in facts:
+            if isinstance(fact, AttemptsEnded):
+                for collector in self._waiters.of_run(fact.run):
+                    self._ended(collector, fact)
+            elif isinstance(fact, TasksSettled):
+                for collector in self._waiters.of_run(fact.run):
+                    collector.untold.append((fact.first, fact.count))
+
+    def _ended(self, collector: _Collector, fact: AttemptsEnded) -> None:
+        queries, session = self._master.queries, collector.session
+        told = queries.given_by(queries.run(fact.run), fact)
+        if told is None:
+            return
+        given, parts = told
+        if collector.untold or not _has_room(session) or sum(map(len, parts)) > BYTES_PER_PAGE:
+            collector.untold.extend(given.stretches)
+        else:
+            session.reply(given, collector.request, parts)
+
+    def run_changed(self, run: int) -> None:
+        for collector in self._waiters.of_run(run):
+            self._tell(collector)
+
+    def session_drained(self, session: Session) -> None:
+        for collector in self._waiters.of_session(session):
+            self._tell(collector)
+        self._master.pump.wake()
+
+    def session_closed(self, session: Session) -> None:
+        self._waiters.session_closed(session)
+
+    def _tell(self, collector: _Collector) -> None:
+        """What was not told, as far as there is room; behind everything the end."""
+        try:
+            is_over = self._tell_untold(collector)
+        except TitanError as error:
+            collector.session.refuse_request(error, collector.request)
+            is_over = True
+        if is_over:
+            self._waiters.remove(collector)
+
+    def _tell_untold(self, collector: _Collector) -> bool:
+        queries, session, untold = self._master.queries, collector.session, collector.untold
+        while untold and not session.closed:
+            if not _has_room(session):
+                return False
+            first, count = untold.popleft()
+            told, given, parts = queries.given_in(queries.run(collector.run), first, count)
+            if told < count:
+                untold.appendleft((first + told, count - told))
+            session.reply(given, collector.request, parts)
+        if not session.closed and not queries.is_final(collector.watched):
+            return False
+        if not session.closed:
+            session.reply(queries.update(collector.watched), collector.request)
         return True
 
 

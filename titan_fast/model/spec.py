@@ -79,6 +79,8 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     function: Annotated[int, Meta(ge=-1, le=MAX_PARTS)] = -1
     """Which attachment holds the pickled function; -1: none. Then the members' payloads are pickles: an item, or in a
     task that is no array (args, kwargs). Only workers and clients unpickle."""
+    spread: bool = False
+    """Of a function's array: the members' payloads are (args, kwargs), too."""
     arguments: tuple[Name, ...] = ()
     """Tasks whose results are arguments of the function: the pickles name them by their place here."""
 

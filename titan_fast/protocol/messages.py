@@ -161,6 +161,8 @@ class Submit(WithAttachments, frozen=True, omit_defaults=True, kw_only=True):
     watch: bool = False
     """Also answer with an UPDATE when the run is final, as WATCH would. Where that is durable as soon as the submit is,
     it is the only answer; otherwise ACCEPTED comes first."""
+    results: bool = False
+    """With ``watch``, in a graph of functions alone: as in WATCH."""
     once: Once | None = None
     """Makes it safe to send the request again."""
 
@@ -179,6 +181,9 @@ class Watch(Message, frozen=True, omit_defaults=True):
     """Watch this member of the array ``task`` only."""
     progress: bool = False
     """Every change, at most ten a second; without it only the end."""
+    results: bool = False
+    """Of a whole run of functions: before the end, GIVEN with what they gave, as it becomes known. After a retry, or on
+    another connection, some may be told again."""
 
 
 class FailedTask(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -347,6 +352,8 @@ class Cancel(Message, frozen=True, omit_defaults=True):
     """Only this member of the array."""
     once: Once | None = None
     """Makes it safe to send the request again."""
+    only_waiting: bool = False
+    """What a worker has goes on."""
 
 
 class Retry(Message, frozen=True, omit_defaults=True):
@@ -426,6 +433,10 @@ class Given(WithAttachments, frozen=True, omit_defaults=True, kw_only=True):
     """Cursor of the next page; empty when this is the last one."""
     durable: bool = True
     """False: the store is stuck, and a crash now would undo what is shown."""
+    run: RunNumber = 0
+    """Told by a watch: whose they are."""
+    stretches: tuple[tuple[Count, Count], ...] = ()
+    """Told by a watch: which tasks they are of, as (first, count); the tasks of a run are counted through."""
 
 
 class Stats(Message, frozen=True, omit_defaults=True):

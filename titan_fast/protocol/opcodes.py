@@ -90,7 +90,7 @@ class Op(IntEnum):
     BACKED_UP = 0x4D, "master", "Answer to BACKUP."
 
     RESULTS = 0x4E, "client", "One page of what tasks gave: the results of functions and commands."
-    GIVEN = 0x4F, "master", "Answer to RESULTS."
+    GIVEN = 0x4F, "master", "Answer to RESULTS, and to WATCH with results."
 
     # workers
     ATTACH = 0x30, "worker", "Here I am, and this is everything I hold."

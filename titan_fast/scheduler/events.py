@@ -30,6 +30,8 @@ class CancelRequested(Event, frozen=True):
     task: str | None = None
     member: int | None = None
     key: Key = NO_KEY
+    only_waiting: bool = False
+    """What a worker has goes on."""
 
 
 class RetryRequested(Event, frozen=True):

@@ -25,7 +25,7 @@ from titan_fast.sdk import async_data, blobs, calls
 from titan_fast.sdk.async_data import AsyncArtifacts, AsyncKeys
 from titan_fast.sdk.async_handles import AsyncPendingRun, AsyncRunHandle
 from titan_fast.sdk.async_line import AsyncLine
-from titan_fast.sdk.client import client_settings, prune_call
+from titan_fast.sdk.client import MakesExecutors, client_settings, prune_call
 from titan_fast.sdk.parts import AHEAD, UNANSWERED, WATCHED, Parts, Submittable, groups, last_task, to_parts
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ T = TypeVar("T")
 P = TypeVar("P", bound=calls.Page)
 
 
-class AsyncClient:
+class AsyncClient(MakesExecutors):
     """`Client` for asyncio: the same names, arguments and errors, with ``await``.
 
     async with AsyncClient() as client:
@@ -59,7 +59,10 @@ class AsyncClient:
         reconnect_timeout: float | None = None,
         tell: Callable[[str], None] = log.warning,
     ) -> None:
-        self.line = AsyncLine(*client_settings(master, token, token_file, timeout, reconnect_timeout, tell))
+        self._use(AsyncLine(*client_settings(master, token, token_file, timeout, reconnect_timeout, tell)))
+
+    def _use(self, line: AsyncLine) -> None:
+        self.line: AsyncLine = line
         self._unanswered: deque[AsyncPendingRun] = deque()
         self._unwatched: deque[weakref.ref[AsyncPendingRun]] = deque()
         self.kv = AsyncKeys(self)

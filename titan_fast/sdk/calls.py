@@ -107,10 +107,23 @@ def submit_and_watch(graph: GraphSpec, payloads: tuple[bytes, ...]) -> Stream[ms
     return Stream(message, _message, lambda said: isinstance(said, msg.Update) and said.final, resume, then, payloads)
 
 
-def cancel(target: TaskId) -> Call[int]:
-    return Call(
-        msg.Cancel(*_parts(target)), lambda incoming: _message(incoming).run, then=f"titan-fast cancel {target}"
-    )
+def submit_and_collect(graph: GraphSpec, payloads: tuple[bytes, ...]) -> Stream[Incoming]:
+    """Of a graph of functions: what they gave, as it comes, some of it perhaps twice; the outcome last."""
+
+    def resume(asked: Message, incoming: Incoming) -> Message:
+        return msg.Watch(_message(incoming).run, results=True)
+
+    def is_last(incoming: Incoming) -> bool:
+        return isinstance(incoming.message, msg.Update)
+
+    then = "titan-fast ls shows what became of it"
+    message = msg.Submit(graph=graph, watch=True, results=True)
+    return Stream(message, lambda incoming: incoming, is_last, resume, then, payloads)
+
+
+def cancel(target: TaskId, only_waiting: bool = False) -> Call[int]:
+    message = msg.Cancel(*_parts(target), only_waiting=only_waiting)
+    return Call(message, lambda incoming: _message(incoming).run, then=f"titan-fast cancel {target}")
 
 
 def retry(target: TaskId) -> Call[int]:

@@ -61,10 +61,21 @@ def pickled_function(task: str, function: Callable[..., object], ships_project: 
 
 def pickled_call(task: str, args: tuple[object, ...], kwargs: dict[str, object], stand_in: StandIn) -> bytes:
     """The payload of one call. Raises InvalidGraph: an argument cannot be sent."""
+    return to_blob([pickled_arguments(task, args, kwargs, stand_in)])
+
+
+def pickled_arguments(
+    task: str, args: tuple[object, ...], kwargs: dict[str, object], stand_in: StandIn = lambda item: None
+) -> bytes:
+    """One part of a `to_blob`. Raises as `pickled_call`."""
     if _PLAIN.issuperset(map(type, args)) and _PLAIN.issuperset(map(type, kwargs.values())):
-        return _blob(task, [pickle.dumps((args, kwargs), PROTOCOL)])
-    with _refusing(task, "an argument"):
-        return _blob(task, [_dumps((args, kwargs), stand_in)])
+        part = pickle.dumps((args, kwargs), PROTOCOL)
+    else:
+        with _refusing(task, "an argument"):
+            part = _dumps((args, kwargs), stand_in)
+    if len(part) > MAX_PAYLOAD:
+        raise _too_long(task, len(part))
+    return part
 
 
 def pickled_items(task: str, items: Iterable[object], stand_in: StandIn) -> tuple[int, bytes]:
@@ -81,7 +92,11 @@ def pickled_items(task: str, items: Iterable[object], stand_in: StandIn) -> tupl
         raise InvalidGraph(f"task '{task}': there are no items to map")
     if len(parts) > MAX_MEMBERS:
         raise InvalidGraph(f"task '{task}': {len(parts):,} items, at most {MAX_MEMBERS:,} are allowed")
-    return len(parts), _blob(task, parts)
+    if (longest := max(map(len, parts))) > MAX_PAYLOAD:
+        raise _too_long(task, longest)
+    if sum(map(len, parts)) > _MAX_BLOB:
+        raise InvalidGraph(f"task '{task}': the items take more than 4 GiB", hint="map over fewer or smaller ones")
+    return len(parts), to_blob(parts)
 
 
 def _dumps(item: object, stand_in: StandIn) -> bytes:
@@ -90,18 +105,17 @@ def _dumps(item: object, stand_in: StandIn) -> bytes:
     return file.getvalue()
 
 
-def _blob(task: str, parts: list[bytes]) -> bytes:
+def _too_long(task: str, length: int) -> InvalidGraph:
+    return InvalidGraph(
+        f"task '{task}': an item or the arguments take {length:,} bytes, at most {MAX_PAYLOAD:,} are allowed",
+        hint="return it from a task, whose result may be of any size, or publish it as an artifact",
+    )
+
+
+def to_blob(parts: list[bytes]) -> bytes:
     """(count + 1) big-endian u32 offsets, then the parts."""
-    longest = max(map(len, parts))
-    if longest > MAX_PAYLOAD:
-        raise InvalidGraph(
-            f"task '{task}': an item or the arguments take {longest:,} bytes, at most {MAX_PAYLOAD:,} are allowed",
-            hint="return it from a task, whose result may be of any size, or publish it as an artifact",
-        )
     if len(parts) == 1:
-        return b"".join((bytes(4), longest.to_bytes(4, "big"), *parts))
-    if sum(map(len, parts)) > _MAX_BLOB:
-        raise InvalidGraph(f"task '{task}': the items take more than 4 GiB", hint="map over fewer or smaller ones")
+        return b"".join((bytes(4), len(parts[0]).to_bytes(4, "big"), *parts))
     offsets = array("I", accumulate(map(len, parts), initial=0))
     if sys.byteorder == "little":
         offsets.byteswap()

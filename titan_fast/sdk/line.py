@@ -41,6 +41,8 @@ LOOK_AGAIN = 1024
 
 Resume = Callable[[Message, Incoming], Message]
 """(request, an answer to it) -> the request that asks for what follows that answer."""
+MadeOf = tuple[config.ClientSettings, Callable[[str], None], config.Door | None]
+"""Arguments of `Party`."""
 
 
 class Begun(Protocol):
@@ -89,7 +91,7 @@ class Party:
         self.settings = settings
         self.door = door
         self.addresses = config.parse_addresses(settings.master)
-        self._tell = tell
+        self.tell = tell
         self.renew()
 
     def renew(self) -> None:
@@ -110,12 +112,12 @@ class Party:
         self.history = welcome.history
         if self._is_away:
             self._is_away = False
-            self._tell(BACK)
+            self.tell(BACK)
 
     def not_connected(self) -> None:
         if self.was_open and not self._is_away:
             self._is_away = True
-            self._tell(AWAY)
+            self.tell(AWAY)
 
 
 class Errand:
@@ -244,6 +246,11 @@ class Lines(Generic[W, E]):
     def history(self) -> str:
         """Of the master that was connected last."""
         return self._party.history
+
+    @property
+    def made_of(self) -> MadeOf:
+        """Of which another line to the same master can be made."""
+        return self._party.settings, self._party.tell, self._party.door
 
     @property
     def where(self) -> str:

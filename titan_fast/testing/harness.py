@@ -294,8 +294,10 @@ class SchedulerHarness:
         spec = graph if isinstance(graph, GraphSpec) else GraphSpec("test", tuple(graph))
         return self._ask(lambda ticket: ev.RunSubmitted(ticket, spec, payloads, key))
 
-    def cancel(self, run: int, task: str | None = None, member: int | None = None) -> None:
-        self._ask(lambda ticket: ev.CancelRequested(ticket, run, task, member))
+    def cancel(
+        self, run: int, task: str | None = None, member: int | None = None, *, only_waiting: bool = False
+    ) -> None:
+        self._ask(lambda ticket: ev.CancelRequested(ticket, run, task, member, only_waiting=only_waiting))
 
     def retry(self, run: int, task: str | None = None, member: int | None = None) -> None:
         self._ask(lambda ticket: ev.RetryRequested(ticket, run, task, member))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable, Iterator, Mapping, Set
-from typing import Protocol
+from collections.abc import Callable, Hashable, Iterator, Mapping, Set
+from typing import Protocol, TypeVar
 
 from titan_fast._layout import LAYOUTS, RESULT, RESULT_IS_FILE
 from titan_fast.ids import Ending
@@ -25,6 +25,10 @@ from titan_fast.worker.machine import Machine
 from titan_fast.worker.results import Downloads
 from titan_fast.worker.slots import Slots, Start, Stretch
 
+H = TypeVar("H", bound=Hashable)
+
+MAX_SHARED = 256
+"""Environments, and functions, of which further descriptions use the same object."""
 ENDINGS = tuple(Ending)
 _RECORD = struct.Struct(">" + "".join(code for _, code in LAYOUTS[RESULT][1]))
 
@@ -76,6 +80,9 @@ class FunctionAttempts:
         self._downloads = Downloads(send_frame)
         self._downloading: set[asyncio.Task[None]] = set()
         self._described: dict[tuple[int, int], Function] = {}
+        self._kinds: dict[Kind, Kind] = {}
+        self._pickles: dict[bytes, bytes] = {}
+        """What many descriptions have the same of, once: they are kept for thousands of runs."""
         self._seen = 0
         self._long: set[int] = set()
         """Those whose start was told."""
@@ -101,6 +108,7 @@ class FunctionAttempts:
             worker_id=files.worker_id,
         )
         project = files.place_of_run(spec.run) if spec.project else ""
+        kind = _the_same(self._kinds, Kind(tuple(sorted(environment.items())), project))
         self._described[spec.run, spec.spec] = Function(
             self._seen,
             spec.run,
@@ -108,11 +116,12 @@ class FunctionAttempts:
             spec.name,
             spec.first,
             spec.array,
-            parts[0],
+            _the_same(self._pickles, parts[0]),
             parts[1:],
             spec.work.timeout,
             spec.work.grace,
-            Kind(tuple(sorted(environment.items())), project),
+            kind,
+            spec.work.spread,
         )
 
     def described(self, run: int, spec: int) -> Function | None:
@@ -237,6 +246,13 @@ class FunctionAttempts:
     def ask_again(self) -> None:
         """There is a new connection."""
         self._downloads.ask_again()
+
+
+def _the_same(known: dict[H, H], value: H) -> H:
+    """An equal one that is known already, if there is one."""
+    if len(known) >= MAX_SHARED:
+        known.clear()
+    return known.setdefault(value, value)
 
 
 def each_of(ended: EndedFunctions) -> Iterator[tuple[Start, Ended, bytes]]:

@@ -73,7 +73,7 @@ def _target(state: State, run_id: int, task: str | None, member: int | None) -> 
 
 
 def on_cancel_requested(state: State, event: CancelRequested, out: Outbox) -> None:
-    """What has not started ends now; what is at a worker ends when the worker confirms. Children follow."""
+    """What has not started ends now; what is at a worker ends when the worker confirms, or goes on. Children follow."""
     try:
         run, first, count = _target(state, event.run, event.task, event.member)
         if all(task_state in FINAL for task_state, _, _ in run.stretches(first, count)):
@@ -81,18 +81,20 @@ def on_cancel_requested(state: State, event: CancelRequested, out: Outbox) -> No
     except TitanError as error:
         out.command(Refuse(event.ticket, error))
         return
-    out.fact(CancelAsked(state.wall, run.id, first, count, key=event.key))
-    run.cancelled |= count == len(run.state)
+    # What may go on is asked of nobody; what may not is final at once, and a fact of its own.
+    asked = 0 if event.only_waiting else count
+    out.fact(CancelAsked(state.wall, run.id, first, asked, key=event.key))
+    run.cancelled |= asked == len(run.state)
     finished: list[int] = []
     for lot, member in tasks.open_members(list(run.lots.values())):
         index = lot.first + member
-        if first <= index < first + count:
+        if first <= index < first + asked:
             out.command(Kill(lot.worker, run.id, index, lot.fence + member))
     at, end = first, first + count
     while at < end:
         spec = run.spec_of(at)
         stop = min(end, run.first[spec] + run.count[spec])
-        if _cancel_members(state, run, spec, at, stop - at, out):
+        if _cancel_members(state, run, spec, at, stop - at, event.only_waiting, out):
             finished.append(spec)
         at = stop
     out.command(Answer(event.ticket, run.id))
@@ -101,12 +103,14 @@ def on_cancel_requested(state: State, event: CancelRequested, out: Outbox) -> No
     tasks.settle(state, run, finished, out)
 
 
-def _cancel_members(state: State, run: Run, spec: int, first: int, count: int, out: Outbox) -> bool:
+def _cancel_members(state: State, run: Run, spec: int, first: int, count: int, only_waiting: bool, out: Outbox) -> bool:
     """Cancel a stretch within one spec; True when it ended the spec."""
     ended = 0
     for task_state, start, length in run.stretches(first, count):
         if task_state in FINAL or task_state is S.CANCELLING:
             continue
+        if only_waiting and (task_state in (S.ASSIGNED, S.RUNNING) or run.held):
+            continue  # in a run that is held a worker that is not back yet may have it
         if task_state in (S.ASSIGNED, S.RUNNING):
             move(state, run, start, length, S.CANCELLING)
             continue

@@ -64,13 +64,16 @@ _PR_SET_PDEATHSIG = 1
 class _Spec:
     """What the members of one spec run."""
 
-    __slots__ = ("_values", "arguments", "first", "function", "is_array", "name", "pickled", "run")
+    __slots__ = ("_values", "arguments", "first", "function", "is_array", "name", "pickled", "run", "spread")
 
-    def __init__(self, run: int, name: str, first: int, is_array: bool, pickled: bytes, arguments: list[bytes]) -> None:
+    def __init__(
+        self, run: int, name: str, first: int, is_array: bool, spread: bool, pickled: bytes, arguments: list[bytes]
+    ) -> None:
         self.run = run
         self.name = name
         self.first = first
         self.is_array = is_array
+        self.spread = spread
         self.pickled = pickled
         self.function: Any = None
         self.arguments = arguments
@@ -255,7 +258,7 @@ class Pool:
         cells, memory = self._cells, self._memory
         clock, loads, dumps, put, lseek = time.monotonic_ns, pickle.loads, pickle.dumps, RESULT.pack_into, os.lseek
         wall = time.time_ns() - clock()
-        has_arguments, is_array = bool(spec.arguments), spec.is_array
+        has_arguments, spread = bool(spec.arguments), spec.spread
         out, err = self._standard_streams()
         offsets = struct.unpack_from(f">{count + 1}I", body, at)
         base = at + 4 * (count + 1) - offsets[0]
@@ -281,7 +284,7 @@ class Pool:
                     item = unpickler.load()
                 else:
                     item = loads(body[base + offsets[member] : base + offsets[member + 1]])
-                value = spec.function(item) if is_array else spec.function(*item[0], **item[1])
+                value = spec.function(*item[0], **item[1]) if spread else spec.function(item)
                 if self._is_child:
                     os._exit(0)
                 code = 0

@@ -74,6 +74,7 @@ class Function:
         "pickled",
         "run",
         "spec",
+        "spread",
         "timeout",
     )
 
@@ -90,6 +91,7 @@ class Function:
         timeout: float,
         grace: float,
         kind: Kind,
+        spread: bool = False,
     ) -> None:
         """``number`` is given once in the life of an agent: a run's may mean another one to the next master."""
         self.number = number
@@ -98,6 +100,8 @@ class Function:
         self.name = name
         self.first = first
         self.is_array = is_array
+        self.spread = spread or not is_array
+        """What a member is given are (args, kwargs)."""
         self.pickled = pickled
         self.arguments = arguments
         self.timeout = timeout
@@ -107,8 +111,9 @@ class Function:
         """Shared with other specs that call the same function."""
 
     def described(self) -> bytes:
+        arguments = list(self.arguments)
         return marshal.dumps(
-            (self.number, self.run, self.name, self.first, self.is_array, self.pickled, list(self.arguments))
+            (self.number, self.run, self.name, self.first, self.is_array, self.spread, self.pickled, arguments)
         )
 
 
