@@ -345,7 +345,7 @@ def test_a_task_that_starts_while_the_master_is_away_waits_for_it(agent, master,
     master.stop()
     told = []
     client = inside(key, reconnect_timeout=20)
-    client.line._party._tell = lambda text: (told.append(text), len(told) == 1 and master.start())
+    client.line._party.tell = lambda text: (told.append(text), len(told) == 1 and master.start())
     assert client.kv.set("k", "v") == 5
     assert told == ["the master is away; waiting for it", "the master is back"]
 

@@ -367,6 +367,7 @@ def test_defaults_are_part_of_what_version_1_means() -> None:
             "timeout": 0.0,
             "grace": 10.0,
             "function": -1,
+            "spread": False,
             "arguments": (),
         },
         "Retry": {"max": 0, "backoff": 1.0, "max_delay": 60.0, "on": ()},

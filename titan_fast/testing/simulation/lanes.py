@@ -60,6 +60,7 @@ class _Spec(msgspec.Struct):
     name: str
     first: int
     is_array: bool
+    spread: bool
     pickled: bytes
     arguments: list[bytes]
 
