@@ -1,14 +1,28 @@
-"""The other end of a master's connection, message by message."""
+"""A master without a disk, and the other end of its connections, message by message."""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 
+from titan_fast.config import load
+from titan_fast.master.server import Master
 from titan_fast.protocol.connection import Connection, send, send_hot
 from titan_fast.protocol.opcodes import Role
 from titan_fast.protocol.opening import Opening
 
 DEADLINE = 20.0
+
+
+@asynccontextmanager
+async def a_master(home):
+    """One in this process that keeps everything in memory."""
+    master = Master(load({"master": {"port": 0}, "store": {"durability": "memory"}}, {"TITAN_HOME": str(home)}))
+    await master.start()
+    try:
+        yield master
+    finally:
+        await master.stop(0.0)
 
 
 class Peer:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from peer import Peer
+from peer import Peer, a_master
 
-from titan_fast.config import load
-from titan_fast.master.server import Master
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.opcodes import Op
 
@@ -18,15 +16,10 @@ PATIENCE = 20.0
 @pytest.fixture
 def play(tmp_path, monkeypatch):
     monkeypatch.setenv("TITAN_HOME", str(tmp_path))
-    settings = load({"master": {"port": 0}, "store": {"durability": "memory"}}, {"TITAN_HOME": str(tmp_path)})
 
     async def main(scene):
-        master = Master(settings)
-        await master.start()
-        try:
+        async with a_master(tmp_path) as master:
             await scene(master)
-        finally:
-            await master.stop(0.0)
 
     return lambda scene: asyncio.run(main(scene))
 

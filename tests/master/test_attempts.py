@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from peer import Peer
+from peer import Peer, a_master
 
-from titan_fast.config import load
 from titan_fast.errors import BadProof, Refused
 from titan_fast.ids import make_fence
-from titan_fast.master.server import Master
 from titan_fast.model.spec import GraphSpec, TaskSpec, Work
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.opcodes import Op
@@ -29,12 +27,9 @@ def end_attempt(worker, run, fence):
 def play(tmp_path, monkeypatch):
     """Plays a scene with a master, a worker, and the run and fence of the first of two attempts that are open there."""
     monkeypatch.setenv("TITAN_HOME", str(tmp_path))
-    settings = load({"master": {"port": 0}, "store": {"durability": "memory"}}, {"TITAN_HOME": str(tmp_path)})
 
     async def main(scene):
-        master = Master(settings)
-        await master.start()
-        try:
+        async with a_master(tmp_path) as master:
             worker = await Peer.connect(master, "worker")
             await worker.ask(msg.Attach(worker="a" * 32, name="w", nonce="n1", connection=1, slots=2))
             client = await Peer.connect(master, "client")
@@ -43,8 +38,6 @@ def play(tmp_path, monkeypatch):
             assert list(assigned[3]) == [2], "one lot"
             fence = assigned[6][0]
             await scene(master, worker, run, fence)
-        finally:
-            await master.stop(0.0)
 
     return lambda scene: asyncio.run(main(scene))
 

@@ -7,11 +7,9 @@ import hashlib
 import logging
 
 import pytest
-from peer import Peer
+from peer import Peer, a_master
 
 from titan_fast._layout import RESULT_IS_FILE
-from titan_fast.config import load
-from titan_fast.master.server import Master
 from titan_fast.model.spec import GraphSpec, TaskSpec, Work
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.opcodes import Op
@@ -53,20 +51,15 @@ class Worker(Peer):
 def play(tmp_path, monkeypatch):
     """Plays a scene with a worker that was given the first task of a run, its fence, and a client."""
     monkeypatch.setenv("TITAN_HOME", str(tmp_path))
-    settings = load({"master": {"port": 0}, "store": {"durability": "memory"}}, {"TITAN_HOME": str(tmp_path)})
 
     async def main(scene, graph):
-        master = Master(settings)
-        await master.start()
-        try:
+        async with a_master(tmp_path) as master:
             worker = await Worker.connect(master, "worker")
             await worker.ask(msg.Attach(worker="a" * 32, name="w", nonce="n1", connection=1, slots=1))
             client = await Peer.connect(master, "client")
             assert (await client.ask(msg.Submit(graph=graph))).message.run == 1
             fence = (await worker.hear(Op.ASSIGN)).columns[6][0]
             await scene(worker, fence, client)
-        finally:
-            await master.stop(0.0)
 
     return lambda scene, graph=GRAPH: asyncio.run(main(scene, graph))
 
