@@ -361,6 +361,19 @@ def test_what_was_there_before_the_fork_is_left_alone_by_the_collector(stage):
     stage.play(scene)
 
 
+def test_nor_is_what_the_template_compiled_for_others_since(stage):
+    """The collection at a child's end would visit all of it, and copy the pages it is on."""
+
+    async def scene():
+        await stage.up()
+        for fence in range(1, 21):
+            await stage.run(f"print({fence}, 'of', ({fence}, 20))", fence=fence)
+        await stage.run("import gc; print(len(gc.get_objects()))", fence=21)
+        assert int(stage.output(21)) < 250
+
+    stage.play(scene)
+
+
 def test_it_leads_a_session_when_its_start_is_told_and_is_the_agents_child(stage):
     async def scene():
         await stage.up()

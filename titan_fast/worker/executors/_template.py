@@ -265,6 +265,7 @@ class Template:
 
     def serve(self) -> Child:
         """Take orders until the agent is gone."""
+        _compile_without_warning(b"0", "")  # the compiler makes 120 types when it is first used
         gc.collect()
         gc.disable()
         gc.freeze()
@@ -277,6 +278,7 @@ class Template:
             self._hear_children()
             path = marshal.loads(buffer)
             self._compile(path)
+            gc.freeze()  # what was kept since: a child looks at its own objects alone when it ends
             pid = fork()
             journal = int.from_bytes(rights[0][2][:4], sys.byteorder) if rights else -1
             if pid == 0:
