@@ -1,8 +1,9 @@
 """Functions over the whole path: submit, master, worker, processes, results; a durable store, one worker of two slots.
 
-The figure of the gate is a ratio of processor time, which other programs do not take from us: all that a map of
+The figures of the gate are ratios of processor time, which other programs do not take from us: all that a map of
 10,000 functions that do nothing takes in client, master, agent and lanes, against a bare loop that pickles, unpickles
-and calls as often. Run as a program it prints rates, chains, fans and round trips.
+and calls as often; and all that the same calls take by themselves, by an executor with a future for each, against the
+map. Run as a program it prints rates, chains, fans and round trips.
 """
 
 from __future__ import annotations
@@ -60,6 +61,14 @@ def map_of_nothing(client: Client) -> None:
     client.submit(graph).wait(60)
 
 
+def calls_of_nothing(client: Client) -> None:
+    """W1s: the same calls by themselves."""
+    with client.executor() as pool:
+        futures = [pool.submit(nothing, item) for item in range(MEMBERS)]
+        for future in futures:
+            future.result(60)
+
+
 def chain(client: Client) -> None:
     """W5: each link takes the result of the one before."""
     graph = Graph("chain")
@@ -99,14 +108,22 @@ def processor_time() -> float:
 
 def measure() -> dict[str, float]:
     with clusters() as (_, client):
-        before = processor_time()
-        for _ in range(CPU_ROUNDS):
-            map_of_nothing(client)
-        ours = processor_time() - before
+        ours = cost(lambda: map_of_nothing(client), CPU_ROUNDS)
+        calls_of_nothing(client)  # warm
+        single = cost(lambda: calls_of_nothing(client), CPU_ROUNDS // 4)
     began = time.process_time()
     for _ in range(CPU_ROUNDS):
         bare()
-    return {"functions_cpu_vs_bare_loop": ours / (time.process_time() - began)}
+    bare_loop = (time.process_time() - began) / CPU_ROUNDS
+    return {"functions_cpu_vs_bare_loop": ours / bare_loop, "executor_cpu_vs_map": single / ours}
+
+
+def cost(do: Callable[[], object], rounds: int) -> float:
+    """Seconds of processor time that one round takes."""
+    before = processor_time()
+    for _ in range(rounds):
+        do()
+    return (processor_time() - before) / rounds
 
 
 def main() -> None:
