@@ -38,7 +38,7 @@ _LINGER = 0.25
 through (``exec > >(tee log)``) may be writing the last lines, and TERM would cut them."""
 _POLL_FIRST = 0.002
 _POLL_SLOWEST = 0.05
-_MOST_STARTERS = 4
+_MOST_STARTERS = min(4, os.cpu_count() or 1)
 """Threads that start processes; more would only wait for the same processors."""
 _ENCODING = sys.getfilesystemencoding()
 SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW
@@ -263,7 +263,7 @@ class SpawnExecutor:
                 os.close(note[0])
             self._loop.call_soon_threadsafe(self._made, live, made)
 
-        if len(self._starters) < min(_MOST_STARTERS, os.cpu_count() or 1, len(self._starting)):
+        if len(self._starters) < min(_MOST_STARTERS, len(self._starting)):
             starter = threading.Thread(target=_work_off, args=(self._to_start,), name="titan-starter", daemon=True)
             try:
                 starter.start()
