@@ -64,9 +64,10 @@ def test_short_tasks_are_prefetched_by_what_they_last() -> None:
         assert len(harness.held_names("w1")) == 1 + beyond, duration
 
 
-def call(harness: SchedulerHarness, function: bytes) -> int:
+def call(harness: SchedulerHarness, function: bytes = b"short", priority: int = 1) -> int:
     """One call by itself, a run of its own."""
-    return harness.submit([TaskSpec("f", Work(function=0), payload=1)], (function, bytes(4) + b"\0\0\0\1x"))
+    spec = TaskSpec("f", Work(function=0), payload=1, priority=priority)
+    return harness.submit([spec], (function, bytes(4) + b"\0\0\0\1x"))
 
 
 def test_how_long_a_function_takes_is_known_beyond_its_run() -> None:
@@ -118,6 +119,77 @@ def test_a_worker_is_not_told_to_forget_what_left_nothing_there() -> None:
     harness.advance(harness.tuning.keep_copies + 1.0)
     told = [command.run for command in harness.commands if isinstance(command, cmd.ForgetRun)]
     assert told == [failed, copied, array], "a failure may come again, a working copy and an array are still there"
+
+
+def knows_a_short_function() -> SchedulerHarness:
+    """One worker, and a function that has been seen to last a moment."""
+    harness = SchedulerHarness()
+    harness.worker("w1")
+    call(harness)
+    harness.finish("w1", duration=0.0001)
+    return harness
+
+
+def test_nothing_waits_behind_what_is_not_known_to_be_short() -> None:
+    harness = knows_a_short_function()
+    harness.worker("w2")
+    harness.submit([task("long")])
+    harness.submit([array("low", 20)])
+    (busy,) = [name for name in ("w1", "w2") if "long" in harness.held_names(name)]
+    other = "w2" if busy == "w1" else "w1"
+    call(harness, priority=9)
+    assert harness.held_names(busy) == ["long"]
+    harness.finish(other, duration=0.25)
+    assert harness.held_names(other)[0] == "f", "the first slot that is free is its"
+    assert harness.held_names(busy) == ["long"]
+
+
+def test_a_worker_with_a_long_task_in_one_slot_is_given_work_ahead_for_the_other() -> None:
+    harness = SchedulerHarness(Tuning(prefetch=0.02))
+    harness.worker("w1", 2)
+    harness.submit([task("long")])
+    harness.submit([array("a", 1000)])
+    harness.finish("w1", only="a[0]", duration=0.001)
+    assert len(harness.held_names("w1")) == 2 + 20, "for one slot, not for two"
+
+
+def test_a_worker_that_is_full_of_long_tasks_keeps_no_other_from_its_work() -> None:
+    harness = knows_a_short_function()
+    harness.submit([task("long")])
+    harness.worker("w2")
+    for _ in range(10):
+        call(harness)
+    assert harness.held_names("w1") == ["long"]
+    assert len(harness.held_names("w2")) == 10
+
+
+def test_a_short_task_that_does_not_end_is_noticed() -> None:
+    harness = knows_a_short_function()
+    harness.worker("w2")
+    call(harness)
+    harness.start("w1")
+    harness.advance(0.1)
+    for _ in range(5):
+        call(harness)
+    assert len(harness.held_names("w1")) == 1
+    assert len(harness.held_names("w2")) == 5
+    harness.finish("w1", duration=0.1)
+    harness.run_to_end()
+
+
+def test_an_urgent_task_is_not_given_out_behind_others_that_wait() -> None:
+    harness = knows_a_short_function()
+    low = harness.submit([array("low", 10)])
+    harness.finish("w1", only="low[0]", duration=0.001)
+    harness.start("w1")
+    assert len(harness.held_names("w1")) == 9
+    urgent = call(harness, priority=9)
+    assert "f" not in harness.held_names("w1")
+    harness.obey("w1")  # the others make way
+    harness.finish("w1", duration=0.001)
+    assert harness.held_names("w1")[0] == "f"
+    harness.run_to_end()
+    assert harness.run_state(low) == harness.run_state(urgent) == "COMPLETED"
 
 
 def test_prefetch_has_a_limit() -> None:

@@ -37,7 +37,8 @@ def check(state: State) -> None:
     fences: set[int] = set()
     priorities: dict[int, int] = {}
     for worker in state.workers.values():
-        held = running = 0
+        held = running = long = 0
+        mine: dict[int, int] = {}
         assert worker.fences == [lot.fence for lot in worker.lots], f"{worker.name}: fences and lots differ"
         assert worker.fences == sorted(worker.fences), f"{worker.name}: fences out of order"
         for lot in worker.lots:
@@ -57,8 +58,12 @@ def check(state: State) -> None:
                 assert value in IN_FLIGHT, f"{run.id}/{run.label(index)} is {value.name} but at {worker.name}"
             assert open_members == lot.open > 0, f"lot {lot.fence}: {open_members} open members, says {lot.open}"
             held += lot.open
+            long += lot.open if lot.is_long else 0
+            mine[lot.priority] = mine.get(lot.priority, 0) + lot.open
             priorities[lot.priority] = priorities.get(lot.priority, 0) + lot.open
         assert held == worker.held, f"{worker.name} holds {held}, says {worker.held}"
+        assert long == worker.long, f"{worker.name} holds {long} long ones, says {worker.long}"
+        assert mine == worker.priorities, f"{worker.name} holds {mine} by priority, says {worker.priorities}"
         assert running == worker.running, f"{worker.name} runs {running}, says {worker.running}"
         # What ended but was not acknowledged counts as running after an attach, so slots are no bound for it.
         assert held <= worker.slots + state.tuning.max_prefetch, f"{worker.name} holds {held}, far beyond its slots"

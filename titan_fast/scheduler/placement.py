@@ -15,7 +15,18 @@ from zlib import crc32
 from titan_fast.scheduler.commands import Assign, Recall
 from titan_fast.scheduler.events import HeldAttempt
 from titan_fast.scheduler.lifecycle import S, move
-from titan_fast.scheduler.state import RECALLING, WAITING, Due, Lot, Outbox, Run, State, View, Worker
+from titan_fast.scheduler.state import (
+    NO_SLOT_SOON,
+    RECALLING,
+    WAITING,
+    Due,
+    Lot,
+    Outbox,
+    Run,
+    State,
+    View,
+    Worker,
+)
 
 UNKNOWN_COST = 1e9
 """Seconds a task is taken to last before anybody measured one like it: nothing unknown is prefetched."""
@@ -115,16 +126,23 @@ def _place_view(state: State, row: int, out: Outbox) -> None:
         worker = least_loaded(state, view)
         if worker is None:
             return
-        cls, run_id, _, spec, index = best
+        cls, run_id, priority, spec, index = best
         run = state.runs[run_id]
         room = worker.slots - worker.held
         if room > 0:
             room = max(1, min(room, queue.ready(cls) // len(view.workers)))
         else:
+            if worker.load >= NO_SLOT_SOON:
+                return  # nor has any other one
+            if state.now - worker.ended_at > state.tuning.prefetch:
+                worker.is_stuck = True
+                load_changed(state, worker)
+                continue
+            soon = worker.slots - worker.long
             cost = expected(state, run, spec)
-            depth = min(int(worker.slots * state.tuning.prefetch / max(cost, 1e-9)), state.tuning.max_prefetch)
+            depth = min(int(soon * state.tuning.prefetch / max(cost, 1e-9)), state.tuning.max_prefetch)
             room += depth
-            if room <= 0 or run.crashes.get(index):
+            if room <= 0 or run.crashes.get(index) or _has_less_urgent(state, worker, priority):
                 return
             if run.crashes:
                 room = 1  # its neighbours in the queue may be among those that crashed
@@ -135,6 +153,13 @@ def _place_view(state: State, row: int, out: Outbox) -> None:
         assign(state, worker, state.runs[run_id], spec, first, count, out)
 
 
+def _has_less_urgent(state: State, worker: Worker, priority: int) -> bool:
+    """Whether a task would wait there behind less urgent ones that have not started."""
+    if min(state.in_flight) >= priority:
+        return False
+    return sum(count for other, count in worker.priorities.items() if other < priority) > worker.long
+
+
 def assign(state: State, worker: Worker, run: Run, spec: int, first: int, count: int, out: Outbox) -> None:
     """A stretch of tasks becomes lots at a worker: cut where generation or attempt number differ."""
     move(state, run, first, count, S.ASSIGNED)
@@ -142,6 +167,8 @@ def assign(state: State, worker: Worker, run: Run, spec: int, first: int, count:
         run.status, run.started_at = "RUNNING", state.wall
     out.changed(run.id)
     run.visited.add(worker.id)
+    if worker.held < worker.slots:
+        worker.ended_at = state.now
     at, end = first, first + count
     if run.generation or run.attempts:
         for index in range(first, end):
@@ -177,7 +204,8 @@ def _make_lot(
 
 def book(state: State, worker: Worker, run: Run, lot: Lot) -> None:
     """A lot into the books, in the order of its fence: a new one is the last, one that was found may be older."""
-    state.in_flight[lot.priority] = state.in_flight.get(lot.priority, 0) + lot.count
+    lot.is_long = expected(state, run, lot.spec) > state.tuning.prefetch
+    _count(state, worker, lot, lot.count)
     fences = worker.fences
     at = len(fences) if not fences or fences[-1] < lot.fence else bisect_left(fences, lot.fence)
     fences.insert(at, lot.fence)
@@ -197,7 +225,7 @@ def adopt(state: State, worker: Worker, run: Run, spec: int, item: HeldAttempt) 
         lot.count += 1
         lot.open += 1
         lot.marks.append(WAITING)
-        state.in_flight[lot.priority] += 1
+        _count(state, worker, lot, 1)
     else:
         priority = run.options_of(spec).priority
         lot = Lot(
@@ -208,6 +236,28 @@ def adopt(state: State, worker: Worker, run: Run, spec: int, item: HeldAttempt) 
     worker.held += 1
     load_changed(state, worker)
     return lot
+
+
+def _count(state: State, worker: Worker, lot: Lot, count: int) -> None:
+    state.in_flight[lot.priority] = state.in_flight.get(lot.priority, 0) + count
+    worker.priorities[lot.priority] = worker.priorities.get(lot.priority, 0) + count
+    if lot.is_long:
+        worker.long += count
+
+
+def uncount(state: State, worker: Worker, lot: Lot, count: int) -> None:
+    """Members of a lot are over: what is counted of all there are."""
+    for books in (state.in_flight, worker.priorities):
+        left = books[lot.priority] - count
+        if left:
+            books[lot.priority] = left
+        else:
+            del books[lot.priority]
+    if lot.is_long:
+        worker.long -= count
+    worker.held -= count
+    worker.ended_at, worker.is_stuck = state.now, False
+    load_changed(state, worker)
 
 
 # ---------------------------------------------------------------- recall

@@ -35,6 +35,9 @@ _NO_EDGES_AT, _NO_EDGES = array("I", [0]), array("I")
 # Marks of a lot's members.
 WAITING, STARTED, RECALLING, DONE = 0, 1, 2, 3
 
+NO_SLOT_SOON = 1e6
+"""Added to the load of a worker behind whose tasks nothing should wait."""
+
 # Bits of a spec's outcome, gathered from its members.
 OK, BAD, CANCELLED, UPSTREAM, UNWANTED = 1, 2, 4, 8, 16
 
@@ -289,6 +292,7 @@ class Lot:
         "fence",
         "first",
         "generation",
+        "is_long",
         "marks",
         "open",
         "priority",
@@ -321,6 +325,8 @@ class Lot:
         self.attempt = attempt
         self.priority = priority
         self.assigned_at = assigned_at
+        self.is_long = True
+        """Nothing is to wait behind it: when it was given out it was not known to be short."""
         self.open = count
         self.marks = bytearray(count)
         self.started: dict[int, int] = {}
@@ -334,16 +340,20 @@ class Worker:
         "attached_at",
         "capabilities",
         "draining",
+        "ended_at",
         "fences",
         "gone_at",
         "heard",
         "held",
         "id",
+        "is_stuck",
+        "long",
         "lots",
         "name",
         "nonce",
         "permanent",
         "pins",
+        "priorities",
         "running",
         "slots",
         "state",
@@ -362,7 +372,15 @@ class Worker:
         """It asked to go. Kept beside ``state``, which says SUSPECT while a draining worker is silent."""
         self.view = -1
         self.held = 0
+        self.long = 0
+        """Of these the members of lots that are long."""
+        self.priorities: dict[int, int] = {}
+        """Of these how many there are of each priority."""
         self.running = 0
+        self.ended_at = 0.0
+        """When one of them ended, or it was given one and had a slot for it."""
+        self.is_stuck = False
+        """It holds more than its slots and none has ended for longer than that should have taken."""
         self.fences: list[int] = []
         self.lots: list[Lot] = []
         self.pins: deque[tuple[int, int]] = deque()
@@ -384,6 +402,9 @@ class Worker:
 
     @property
     def load(self) -> float:
+        """What it holds for each slot. Who has no slot free and will not have one soon comes after all others."""
+        if self.held >= self.slots and (self.is_stuck or self.long >= self.slots):
+            return NO_SLOT_SOON + self.held / self.slots
         return self.held / self.slots
 
     @property

@@ -354,13 +354,7 @@ def close(state: State, worker: Worker, run: Run, lot: Lot, member: int, count: 
     state.recalling -= marks.count(RECALLING)
     lot.marks[member : member + count] = _DONE * count
     lot.open -= count
-    left = state.in_flight[lot.priority] - count
-    if left:
-        state.in_flight[lot.priority] = left
-    else:
-        del state.in_flight[lot.priority]
-    worker.held -= count
-    placement.load_changed(state, worker)
+    placement.uncount(state, worker, lot, count)
     if not lot.open:
         at = bisect_left(worker.fences, lot.fence)
         del worker.fences[at], worker.lots[at]
