@@ -424,6 +424,23 @@ def test_a_state_older_than_its_workers_takes_a_new_epoch_and_tells_nobody_what_
     with_master(tmp_path, scenario, monkeypatch)
 
 
+def test_who_was_welcomed_by_the_epoch_before_comes_again_before_it_attaches(tmp_path, monkeypatch):
+    """Else it would not know by whom the new epoch's attempts were assigned, and each later inventory would call them
+    strangers."""
+
+    async def scenario(master, store):
+        early = await Peer.connect(master, "worker")
+        with pytest.raises(Busy):
+            await Peer.connect(master, "worker", epoch=9)
+        while master.epoch == 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        with pytest.raises(ConnectionError):
+            await early.attach()
+            await early.next()
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
 def test_a_request_and_its_repeat_in_one_turn_are_one_request(tmp_path, monkeypatch):
     async def scenario(master, store):
         first, second = await Peer.connect(master, "client"), await Peer.connect(master, "client")

@@ -56,6 +56,7 @@ class Task:
         "good",
         "kept_not_before",
         "not_before",
+        "not_before_above",
         "reopening",
         "result",
         "returned",
@@ -82,6 +83,8 @@ class Task:
         """The newest fence there was when a client was told that it is cancelled; 0: it is not."""
         self.not_before = 0.0
         """World time at which its backoff is over."""
+        self.not_before_above = 0
+        """The fence of what failed: another attempt that was given out before, to who is away, knows of no backoff."""
         self.kept_not_before = 0.0
         """The same, as far as the disk knows: a crash takes the rest back."""
         self.reopening = 0
@@ -238,7 +241,7 @@ class Oracle:
         index = book.index(process.task.partition("/")[2])
         task = book.tasks[index]
         self._its_time_has_come(name, book, book.spec_of[index])
-        if not self.has_jumped():
+        if not self.has_jumped() and process.fence > task.not_before_above:
             self.must(process.started >= task.not_before, name, "starts before its backoff is over")
         self.must(
             not task.cancelled_at or process.fence <= task.cancelled_at, name, "is a new attempt after its cancel"
@@ -409,6 +412,7 @@ class Oracle:
                     elif row in item.due:
                         over = when + item.due[row][1] - 0.01
                         book.tasks[index].not_before = self._backoffs[item.fence[row]] = over
+                        book.tasks[index].not_before_above = item.fence[row]
             case fact.TasksReopened():
                 for first, count in item.stretches:
                     for task in book.tasks[first : first + count]:

@@ -45,6 +45,7 @@ from titan_fast.master.watch import Collectors, Followers, Watchers
 from titan_fast.model.archive import mark_private
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import Budget
+from titan_fast.protocol.opcodes import Role
 from titan_fast.scheduler.core import Scheduler
 from titan_fast.scheduler.events import StopRequested
 from titan_fast.scheduler.state import Tuning
@@ -245,8 +246,9 @@ class Master:
             return
         self._begin_epoch(opened)
         self.scheduler.begin_epoch(self.epoch)
-        for session in list(self.worker_sessions.values()):
-            session.abort()  # it comes back and learns of the new one
+        for session in list(self.sessions):
+            if session.role is Role.WORKER:  # attached or about to be: it was welcomed by the epoch before
+                session.abort()  # it comes back and learns of the new one
 
     def _begin_epoch(self, opened: Opened) -> None:
         self.epoch, self.nonce, self.nonces = opened.epoch, opened.nonce, opened.nonces
