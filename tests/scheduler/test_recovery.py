@@ -355,6 +355,28 @@ def test_a_task_that_must_be_alone_is_alone_where_it_is_found() -> None:
     assert len(harness.held_names("w3")) == 4
 
 
+def test_a_worker_that_is_emptied_for_a_task_found_elsewhere_works_on() -> None:
+    harness = SchedulerHarness()
+    harness.submit([task("killer", priority=9)])
+    for name in ("w1", "w2"):
+        harness.worker(name)
+        harness.start(name)
+        harness.vanish(name)
+    harness.worker("w3")
+    harness.start("w3")
+    harness.worker("w4", 2)
+    harness.submit([array("other", 9)])
+    harness.start("w4")
+    harness.restart(grace=1.0)
+    harness.attach("w4")
+    harness.advance(1.1)
+    assert harness.scheduler.state.workers["w4"].alone, "it is to run there as soon as nothing else does"
+    harness.attach("w3")
+    assert harness.held_names("w3") == ["killer"]
+    harness.finish("w4", only="other[0]")
+    assert harness.held_names("w4")[:2] == ["other[1]", "other[2]"]
+
+
 # ---------------------------------------------------------------- waits
 
 

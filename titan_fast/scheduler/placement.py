@@ -235,7 +235,17 @@ def adopt(state: State, worker: Worker, run: Run, spec: int, item: HeldAttempt) 
     run.visited.add(worker.id)
     worker.held += 1
     load_changed(state, worker)
+    if run.crashes.get(item.index, 0) >= 2:
+        _keep_no_other(state, worker, (run.id, item.index))
     return lot
+
+
+def _keep_no_other(state: State, worker: Worker, task: tuple[int, int]) -> None:
+    """A task that must have a worker to itself is found at this one: another may have been emptied for it."""
+    for other in [state.workers[worker_id] for worker_id in state.pinned]:
+        if other.alone == task and other is not worker:
+            other.alone = None
+            load_changed(state, other)
 
 
 def _count(state: State, worker: Worker, lot: Lot, count: int) -> None:
