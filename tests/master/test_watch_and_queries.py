@@ -177,6 +177,40 @@ def test_that_a_run_has_ended_waits_for_the_disk_however_long_that_takes(tmp_pat
     with_master(tmp_path, scenario, monkeypatch)
 
 
+@pytest.mark.parametrize("attempt", [0, 1])
+def test_the_first_attempt_is_the_first_that_started(attempt, tmp_path, monkeypatch):
+    """A worker gave the task back unstarted before: its output is not that of attempt 1, because there is none."""
+
+    async def scenario(master, store):
+        worker = await Peer.connect(master, "worker")
+        await worker.attach()
+        client, run = await submitted(master)
+        fences = []
+        for ending, code in ((4, 0), (0, 3)):
+            while (incoming := await worker.next()).op is not Op.ASSIGN:
+                pass
+            fences.append(incoming.columns[6][0])
+            assert incoming.columns[5][0] == 1, "the number of the attempt"
+            if ending == 0:
+                worker.say_hot(Op.STARTED, 0, ([run], [0], [0], fences[-1:], [1], [1]))
+                worker.say(msg.Output(run=run, index=0, fence=fences[-1], final=True, total=4), (b"text",))
+            began = 5 if ending == 0 else 0
+            row = ([run], [0], [0], [ending], [0], fences[-1:], [code], [began], [began], [0], [0])
+            worker.say_hot(Op.RESULT, len(fences), row)
+        await until(lambda: master.queries.run(run).is_final)
+        client.say(msg.Logs(run, "", attempt=attempt))
+        piece, end = await client.next(), await client.next()
+        assert (piece.attachments, piece.message.fence) == ((b"text",), fences[1])
+        assert (end.message.final, end.message.attempt) == (True, 1)
+        client.say(msg.Show(run))
+        (row,) = (await client.next()).message.tasks
+        assert (row.state, row.attempt) == ("FAILED", 1)
+        client.say(msg.Logs(run, "", attempt=2))
+        assert (await client.next()).message.hint == "there are 1 attempts"
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
 def test_a_follower_reads_no_further_while_much_waits_for_the_disk_and_misses_nothing(tmp_path, monkeypatch):
     piece, pieces = 4096, 64
 

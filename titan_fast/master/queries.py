@@ -223,7 +223,7 @@ class Queries:
         lot = lot_of(run, index)
         if lot is not None and attempt in (0, lot.attempt):
             return int(lot.fence + index - lot.first)
-        rows = self.attempts(run, index)
+        rows = [row for row in self.attempts(run, index) if row.attempt]
         if attempt == 0:
             return rows[-1].fence if rows else 0
         for row in rows:
@@ -536,7 +536,7 @@ class Queries:
             view.state,
             view.reason,
             view.generation,
-            row.attempt,
+            view.attempt,
             row.worker,
             _exit_code(row),
             row.started / 1e6,

@@ -262,7 +262,7 @@ class TaskRow(msgspec.Struct, frozen=True):
     generation: Count
     """Counts retries by hand."""
     attempt: Count
-    """Counts starts within the generation."""
+    """Counts starts, through all generations; what was given to a worker and never started does not count."""
     worker: str
     """Name of the worker."""
     exit_code: int | None
