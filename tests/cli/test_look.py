@@ -53,7 +53,12 @@ def large_run(master):
         return [msg.Shown(run, tasks, more)]
 
     def listed(asked):
-        tasks, more = page(asked.cursor, asked.limit)
+        if asked.what == "specs":
+            first = int(asked.cursor or 0)
+            specs = tuple(msg.SpecRow(name, -1, {"PENDING": 1}) for name in names[first : first + 1000])
+            return [msg.Listed(specs=specs, next=str(first + 1000) if first < 2000 else "")]
+        behind = str(names.index(asked.task) + 1) if asked.task and not asked.cursor else asked.cursor
+        tasks, more = page(behind, asked.limit)
         return [msg.Listed(tasks=tasks, next=more)]
 
     master.script(msg.Show, show)
@@ -76,5 +81,91 @@ def test_what_was_not_shown_begins_at_the_cursor(cli, large_run):
     assert more["next"] is None
 
 
+@pytest.mark.parametrize("size", [700, 1000, 2500])
+def test_a_list_of_tasks_is_read_page_by_page_by_the_id_of_the_last_one(cli, large_run, size):
+    seen, page = [], [None] * size
+    while len(page) == size:
+        after = ("--after", seen[-1]) if seen else ()
+        page = cli("ls", "tasks", "--run", "7", "-n", size, *after, "--json").document
+        seen += [task["id"] for task in page]
+    assert seen == [f"7/{name}" for name in large_run]
+
+
+def test_a_table_that_is_not_all_says_how_to_go_on(cli, large_run):
+    assert "--after 7/t2\n" in cli("ls", "tasks", "--run", "7", "-n", "3").err
+
+
+def test_a_list_of_runs_goes_on_behind_a_run(cli, master):
+    master.on(msg.List, msg.Listed())
+    assert cli("ls", "--after", "12", "--json").document == []
+    assert master.asked[-1].cursor == "12"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["tasks", "--after", "12"], "--after 12 is no task"),
+        (["tasks", "--after", "x/y/z"], "names no run or task"),
+        (["tasks", "--run", "7", "--after", "12/t"], "--after 12/t is no task of run 7"),
+        (["runs", "--after", "12/t"], "--after 12/t is no run's number"),
+        (["runs", "--after", "last"], "--after last is no run's number"),
+        (["workers", "--after", "w1"], "workers are listed whole"),
+    ],
+)
+def test_an_id_to_go_on_behind_that_is_none_ends_with_2(cli, master, arguments, said):
+    assert said in cli("ls", *arguments, code=2).err
+    assert master.asked == []
+
+
+def test_a_master_that_does_not_know_where_to_go_on_must_say_so(cli, large_run, master):
+    cli("ls", "tasks", "--run", "7", "--after", "7/t3")
+    assert set(master.asked[-1].critical) == {"task", "member"}, "it would begin at the first one, for ever"
+
+
+# ---------------------------------------------------------------- the tree
+
+
 def test_a_tree_has_what_does_not_fit_one_page(cli, large_run):
     assert cli("show", "7", "--tree", "-n", "2500").text.count("PENDING") >= 2500
+
+
+@pytest.fixture
+def branches(master):
+    """a[20000] → b → d, a → c, d needs c too; e by itself."""
+    run = msg.RunRow(7, "tree", "RUNNING", "", 1.0, 1.0, 0.0, {"PENDING": 20_004, "RUNNING": 0})
+    specs = (
+        msg.SpecRow("a", 20_000, {"COMPLETED": 19_999, "FAILED": 1}),
+        msg.SpecRow("b", -1, {"PENDING": 1}, ("a",)),
+        msg.SpecRow("c", 1, {"PENDING": 1}, ("a",)),
+        msg.SpecRow("d", -1, {"PENDING": 1}, ("c", "b")),
+        msg.SpecRow("e", -1, {"RUNNING": 1}),
+    )
+    first = msg.TaskRow("7/a[0]", "a[0]", "PENDING", "", 0, 0, "", None, 0.0, 0.0, None)
+    master.on(msg.Show, msg.Shown(run, (first,), "1"))
+    master.on(msg.List, msg.Listed(specs=specs))
+    return [
+        "a[20000] 19999 COMPLETED, 1 FAILED",
+        "   └─ b PENDING",
+        "      └─ d PENDING  (needs also c)",
+        "   └─ c[1] PENDING",
+        "e RUNNING",
+    ]
+
+
+def test_a_tree_counts_members_and_is_whole(cli, branches):
+    done = cli("show", "7", "--tree")
+    assert done.text.splitlines()[2:] == branches
+    assert done.err == ""
+
+
+def test_a_tree_of_a_task_is_what_is_below_it(cli, branches):
+    assert cli("show", "7/b", "--tree").text.splitlines()[2:] == ["b PENDING", "   └─ d PENDING  (needs also c)"]
+
+
+def test_a_tree_has_as_many_lines_as_were_asked_for(cli, branches):
+    done = cli("show", "7", "--tree", "-n", "2")
+    assert (done.text.splitlines()[2:], done.err) == (branches[:2], "… more: -n N\n")
+
+
+def test_a_tree_has_no_cursor(cli, master):
+    assert "a tree has no pages" in cli("show", "7", "--tree", "--cursor", "3", code=2).err

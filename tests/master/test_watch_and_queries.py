@@ -18,6 +18,7 @@ from titan_fast.model.spec import GraphSpec, TaskSpec, Work
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.opcodes import Op
 from titan_fast.scheduler.columns import Texts
+from titan_fast.scheduler.lifecycle import TaskState
 from titan_fast.scheduler.state import Run
 
 QUESTIONS = [
@@ -401,5 +402,55 @@ def test_a_large_run_is_shown_in_pages_that_do_not_keep_the_loop(tmp_path, monke
                 cursor = page.next
             assert sizes == [TASKS_PER_PAGE, TASKS_PER_PAGE, 1]
             assert names == [f"t[{member}]" for member in range(count)]
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+@pytest.mark.parametrize("most", [1, 25_000, 1_000_000])
+def test_what_a_graph_describes_is_told_with_its_members_counted(most, tmp_path, monkeypatch):
+    monkeypatch.setattr(queries, "MEMBERS_PER_PAGE", most)
+
+    async def scenario(master, store):
+        worker = await Peer.connect(master, "worker")
+        await worker.attach(slots=2)
+        tasks = (
+            TaskSpec("a", WORK, count=20_000, array=True),
+            TaskSpec("one", WORK, count=1, array=True),
+            TaskSpec("b", WORK, needs=("a", "one")),
+        )
+        client, run = await submitted(master, GraphSpec("g", tasks))
+        while (incoming := await worker.next()).op is not Op.ASSIGN:
+            pass
+        fence = incoming.columns[6][0]
+        worker.say_hot(Op.STARTED, 0, ([run] * 2, [0, 1], [0, 0], [fence, fence + 1], [1, 1], [1, 1]))
+        worker.say_hot(Op.RESULT, 1, ([run], [0], [0], [0], [0], [fence], [3], [5], [5], [0], [0]))
+        await until(lambda: master.queries.run(run).counts[TaskState.FAILED] == 1)
+        rows, cursor = [], ""
+        while not rows or cursor:
+            client.say(msg.List("specs", run, cursor=cursor, limit=100_000))
+            page = (await client.next()).message
+            rows += page.specs
+            cursor = page.next
+        told = [(row.name, row.members, sum(row.counts.values()), row.needs) for row in rows]
+        assert told == [("a", 20_000, 20_000, ()), ("one", 1, 1, ()), ("b", -1, 1, ("a", "one"))]
+        assert rows[0].counts == {"FAILED": 1, "RUNNING": 1, "PENDING": 19_998}
+        assert rows[1].counts == rows[2].counts == {"PENDING": 1}
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("task", "member", "first"), [("a", 6, "a[7]"), ("a", -1, "b"), ("a", 9, "b"), ("b", -1, None)]
+)
+def test_tasks_are_listed_behind_one_of_them(task, member, first, tmp_path, monkeypatch):
+    async def scenario(master, store):
+        client, run = await submitted(
+            master, GraphSpec("g", (TaskSpec("a", WORK, count=10, array=True), TaskSpec("b", WORK)))
+        )
+        client.say(msg.List("tasks", run, task=task, member=member, limit=3))
+        page = (await client.next()).message
+        assert (page.tasks[0].name if page.tasks else None) == first
+        client.say(msg.List("tasks", run, task="nothing"))
+        assert (await client.next()).message.code == "no_such_task"
 
     with_master(tmp_path, scenario, monkeypatch)

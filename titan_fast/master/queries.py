@@ -12,7 +12,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from operator import sub
+from operator import itemgetter, sub
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -41,6 +41,8 @@ RUNS_PER_PAGE = 10_000
 TASKS_PER_PAGE = 1_000
 """A page of them is a few milliseconds of the loop that everybody shares."""
 STRETCHES_PER_PAGE = 50
+MEMBERS_PER_PAGE = 1_000_000
+"""A page of specs ends behind the one with which it has counted so many."""
 RESULTS_PER_PAGE = 10_000
 RESULTS_PER_LOOK = 64
 BYTES_PER_PAGE = 4 << 20
@@ -435,9 +437,14 @@ class Queries:
         if asked.what == "tasks":
             if asked.state and asked.state not in _IN_STATE:
                 raise BadMessage(f"no task is ever '{asked.state}'", field="state")
-            run = self.run(asked.run)
-            tasks, more = self._tasks(run, 0, len(run.state), asked.cursor, limit, asked.state)
+            run, cursor = self.run(asked.run), asked.cursor
+            if asked.task and not cursor:
+                cursor = str(sum(self.stretch(run, asked.task, asked.member)))
+            tasks, more = self._tasks(run, 0, len(run.state), cursor, limit, asked.state)
             return msg.Listed(tasks=tasks, next=more)
+        if asked.what == "specs":
+            specs, more = self._specs(self.run(asked.run), int(asked.cursor or 0), limit)
+            return msg.Listed(specs=specs, next=more)
         raise BadMessage(f"there is no listing of '{asked.what}'", field="what")
 
     def _runs(self, before: int, limit: int, state: str) -> tuple[tuple[msg.RunRow, ...], str]:
@@ -509,6 +516,29 @@ class Queries:
             at += step
             looks += 1
         return tuple(rows), str(at) if at < end else ""
+
+    def _specs(self, run: Run, at: int, limit: int) -> tuple[tuple[msg.SpecRow, ...], str]:
+        """A page of what the graph describes; after a very large array it ends, for the loop that everybody shares."""
+        rows: list[msg.SpecRow] = []
+        # The states of the run, the one that most tasks are in last: how many are in that one needs no count.
+        states = [state for state, n in sorted(enumerate(run.counts), key=itemgetter(1)) if n]
+        looked = 0
+        while at < len(run.names) and len(rows) < limit and looked < MEMBERS_PER_PAGE:
+            first, count = run.first[at], run.count[at]
+            column, counts, left = run.state[first : first + count], dict[str, int](), count
+            for state in states:
+                found = left if state == states[-1] else column.count(state)
+                if found:
+                    public = PUBLIC[TaskState(state)]
+                    counts[public] = counts.get(public, 0) + found
+                    left -= found
+                if not left:
+                    break
+            needs = tuple(run.names[parent] for parent in run.parents_of(at))
+            rows.append(msg.SpecRow(run.names[at], count if at in run.arrays else -1, counts, needs))
+            looked += count
+            at += 1
+        return tuple(rows), str(at) if at < len(run.names) else ""
 
     def _task_row(self, run: Run, view: TaskView, row: AttemptRow | None) -> msg.TaskRow:
         task_id = str(TaskId(run.id, view.name))

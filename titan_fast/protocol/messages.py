@@ -226,15 +226,21 @@ class Update(WithAttachments, frozen=True, omit_defaults=True):
 
 class List(Message, frozen=True, omit_defaults=True):
     what: str
-    """``runs``, ``tasks``, ``workers`` or ``dead`` (the DEAD tasks of all runs that nobody dropped)."""
+    """``runs``, ``tasks``, ``workers``, ``dead`` (the DEAD tasks of all runs that nobody dropped) or ``specs`` (the
+    tasks of a run as its graph describes them: an array is one row)."""
     run: RunNumber = 0
-    """Whose tasks; 0 is the newest run."""
+    """Whose tasks or specs; 0 is the newest run."""
     state: str = ""
     """Only those in this state."""
     cursor: Cursor = ""
     """``next`` of the page before; empty for the first page."""
     limit: Limit = 100
     """At most so many rows; the master may cut it."""
+    task: str = ""
+    """Of ``tasks``, without a cursor: only those behind this one. Critical: a master that does not know it would begin
+    at the first one again."""
+    member: Member = -1
+    """Behind this member of the array ``task``; -1: behind all of them. Critical."""
 
 
 class RunRow(msgspec.Struct, frozen=True):
@@ -273,6 +279,17 @@ class TaskRow(msgspec.Struct, frozen=True):
     needs: tuple[str, ...] = ()
 
 
+class SpecRow(msgspec.Struct, frozen=True):
+    """A task of a graph; an array is one."""
+
+    name: str
+    members: SizeOrNone
+    """Of an array; -1: it is none."""
+    counts: dict[str, Count]
+    """Its members by state, without the states that none of them is in."""
+    needs: tuple[str, ...] = ()
+
+
 class WorkerRow(msgspec.Struct, frozen=True):
     """One worker in a listing."""
 
@@ -293,6 +310,7 @@ class Listed(Message, frozen=True, omit_defaults=True):
     runs: tuple[RunRow, ...] = ()
     tasks: tuple[TaskRow, ...] = ()
     workers: tuple[WorkerRow, ...] = ()
+    specs: tuple[SpecRow, ...] = ()
     next: str = ""
     """Cursor of the next page; empty when this is the last one."""
     durable: bool = True

@@ -146,6 +146,13 @@ def list_page(what: str, run: int = 0, state: str = "", cursor: str = "", limit:
     return Call(msg.List(what, run, state, _page(cursor), limit), _message)
 
 
+def tasks_after(target: TaskId, state: str, limit: int) -> Call[msg.Listed]:
+    """The first page of the tasks behind this one; the others by cursor."""
+    run, task, member = _parts(target)
+    asked = msg.List("tasks", run, state, limit=limit, task=task, member=member, critical=("task", "member"))
+    return Call(asked, _message)
+
+
 def show(target: TaskId, cursor: str = "", limit: int = 1000) -> Call[msg.Shown]:
     return Call(msg.Show(*_parts(target), _page(cursor), limit), _message)
 
