@@ -124,7 +124,7 @@ def test_what_only_this_program_knows_travels_by_value(tmp_path):
         (lambda graph: graph.call(abs, Graph("other").call(abs, 1)), "which is in another graph"),
         (lambda graph: graph.call(functools.partial(abs, graph.call(abs, 1, name="x"))), "stands for a result"),
         (lambda graph: graph.call(abs, bytes(MAX_PAYLOAD + 1)), "at most 4,194,304 are allowed"),
-        (lambda graph: graph.call(abs, 1, retries=-1), "retries cannot be negative"),
+        (lambda graph: graph.call(abs, 1, retries=-1), "retries: -1 is not between 0 and 60,000"),
         (lambda graph: graph.call(abs, 1, needs=["nobody"]), "which is not in this graph yet"),
         (lambda graph: graph.call(abs, 1, timeout="soon"), "timeout"),
     ],
