@@ -169,3 +169,66 @@ def test_a_tree_has_as_many_lines_as_were_asked_for(cli, branches):
 
 def test_a_tree_has_no_cursor(cli, master):
     assert "a tree has no pages" in cli("show", "7", "--tree", "--cursor", "3", code=2).err
+
+
+# ---------------------------------------------------------------- output
+
+
+@pytest.fixture
+def holed(master):
+    """Of 960 bytes the middle was not kept. They come in pieces of 150."""
+    written = b"".join(b"%d;" % number for number in range(2000))[:600] + "äöü€".encode() * 40
+    kept = [(0, 300), (699, len(written))]
+
+    def output(asked):
+        at = asked.offset if asked.fence else 0
+        for start, end in kept:
+            while at < end:
+                dropped, at = max(0, start - at), max(at, start)
+                piece = written[at : min(at + 150, end)]
+                yield msg.Logged(offset=at, dropped=dropped, fence=41), piece
+                at += len(piece)
+        yield msg.Logged(offset=at, fence=41, final=True, state="COMPLETED", attempt=1)
+
+    master.script(msg.Logs, output)
+    return written
+
+
+MARK = "\n[… 399 bytes not kept …]\n"
+
+
+def test_json_tells_of_what_was_not_kept_as_the_text_does(cli, holed):
+    text = holed[:300].decode() + MARK + holed[699:].decode()
+    assert cli("logs", "12/t").text == text
+    document = cli("logs", "12/t", "--json").document
+    assert document == {"id": "12/t", "output": text, "gaps": [{"offset": 300, "bytes": 399}], "next": None}
+
+
+@pytest.mark.parametrize("limit", [4, 7, 150, 151, 300, 1 << 30])
+def test_an_output_is_read_in_pages_that_cut_no_character(cli, holed, limit):
+    texts, gaps, cursor = [], [], None
+    while not texts or cursor:
+        more = ("--cursor", cursor) if cursor else ()
+        page = cli("logs", "12/t", "--limit", limit, *more, "--json").document
+        texts.append(page["output"])
+        gaps += page["gaps"]
+        cursor = page["next"]
+        assert len(page["output"].replace(MARK, "").encode()) <= limit
+    whole = "".join(texts)
+    assert whole == holed[:300].decode() + MARK + holed[699:].decode()
+    assert gaps == [{"offset": 300, "bytes": 399}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--cursor", "7"], "'7' is no cursor"),
+        (["--cursor", "x.y"], "'x.y' is no cursor"),
+        (["--cursor", "1.2", "--tail", "3"], "leave out --tail and --attempt"),
+        (["--cursor", "1.2", "--attempt", "3"], "leave out --tail and --attempt"),
+        (["--limit", "0"], "--limit"),
+    ],
+)
+def test_a_page_of_an_output_that_is_none_ends_with_2(cli, master, arguments, said):
+    assert said in cli("logs", "12/t", *arguments, code=2).err
+    assert master.asked == []

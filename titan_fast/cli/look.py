@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import msgspec
 
 from titan_fast.cli import output
 from titan_fast.errors import InvalidUsage
@@ -325,33 +326,67 @@ def explain(target: str, master: str | None, token_file: str | None, as_json: bo
 @click.option("-f", "--follow", is_flag=True, help="go on until the task is final")
 @click.option("--tail", type=click.IntRange(0), help="only the last N lines")
 @click.option("--attempt", type=click.IntRange(1), help="of this attempt [the newest]")
+@click.option("--limit", metavar="BYTES", type=click.IntRange(4), help="at most so much of it: a page")
+@click.option("--cursor", default="", help="where a page begins (the last one's `next`)")
 @output.client_options
 def logs(
     target: str,
     follow: bool,
     tail: int | None,
     attempt: int | None,
+    limit: int | None,
+    cursor: str,
     master: str | None,
     token_file: str | None,
     as_json: bool,
 ) -> int:
-    """The output of a task, as it wrote it (12/extract, 12/square[417], or 12 when it has one task)."""
+    """The output of a task, as it wrote it (12/extract, 12/square[417], or 12 when it has one task).
+
+    Where bytes were not kept, a line says so; with --json `gaps` tells where, too.
+    """
     wanted = calls.task_id(target)
+    if cursor and (tail is not None or attempt is not None):
+        raise InvalidUsage("--cursor goes on in one attempt at one place", hint="leave out --tail and --attempt")
     out = sys.stdout.buffer
     text: list[bytes] = []
+    gaps = []
+    left, more = limit, None
     with output.connect(master, token_file) as client:
-        stream = calls.logs(client.exact(wanted), follow, -1 if tail is None else tail, attempt or 0)
+        wanted = client.exact(wanted)
+        stream = calls.logs(wanted, follow, -1 if tail is None else tail, attempt or 0, cursor)
         for piece in client.stream(stream):
-            if as_json:
-                text.append(piece.data)
-                continue
+            if left is not None and len(piece.data) >= left and not piece.final:
+                cut = _whole_characters(piece.data[:left])
+                more = piece.to_cursor(cut)
+                piece = msgspec.structs.replace(piece, data=piece.data[:cut])
+            elif left is not None:
+                left -= len(piece.data)
             if piece.dropped:
-                out.write(f"\n[… {piece.dropped} bytes not kept …]\n".encode())
-            out.write(piece.data)
-            out.flush()
+                gaps.append({"offset": piece.offset - piece.dropped, "bytes": piece.dropped})
+            if as_json:
+                text.append(piece.shown)
+            else:
+                out.write(piece.shown)
+                out.flush()
+            if more is not None:
+                break
     if as_json:
-        output.write_json({"id": str(TaskId(*wanted)), "output": b"".join(text).decode("utf-8", "replace")})
+        document = {"id": str(wanted), "output": b"".join(text).decode("utf-8", "replace"), "gaps": gaps, "next": more}
+        output.write_json(document)
+    elif more is not None:
+        click.echo(f"… more: titan-fast logs {wanted} --cursor {more}", err=True)
     return 0
+
+
+def _whole_characters(data: bytes) -> int:
+    """Its bytes without those of a character of UTF-8 that is not all there."""
+    for back in range(1, min(4, len(data) + 1)):
+        byte = data[-back]
+        if byte & 0xC0 == 0x80:
+            continue
+        length = 1 if byte < 0xC0 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+        return len(data) - back if length > back else len(data)
+    return len(data)
 
 
 @click.command()
