@@ -454,3 +454,119 @@ def test_tasks_are_listed_behind_one_of_them(task, member, first, tmp_path, monk
         assert (await client.next()).message.code == "no_such_task"
 
     with_master(tmp_path, scenario, monkeypatch)
+
+
+# ---------------------------------------------------------------- what only the worker has of an output
+
+
+async def holed(master, fetches=True):
+    """(client, worker, run, fence) of a task that runs, and of whose output bytes 5 … 105 are not here."""
+    worker = await Peer.connect(master, "worker")
+    worker.say(msg.Attach(worker="a" * 32, name="w", nonce="n1", connection=1, slots=1, fetches=fetches))
+    client, run = await submitted(master)
+    while (incoming := await worker.next()).op is not Op.ASSIGN:
+        pass
+    fence = incoming.columns[6][0]
+    worker.say_hot(Op.STARTED, 0, ([run], [0], [0], [fence], [1], [1]))
+    worker.say(msg.Output(run=run, index=0, fence=fence), (b"begin",))
+    worker.say(msg.Output(run=run, index=0, fence=fence, offset=105), (b"end",))
+    await until(lambda: master.logs.end(run, fence) == 108)
+    client.say(msg.Logs(run, ""))
+    assert (await client.next()).attachments == (b"begin",)
+    return client, worker, run, fence
+
+
+async def rest(client):
+    """(offset, dropped, bytes) of every piece up to the end."""
+    pieces = []
+    while not (incoming := await client.next()).message.final:
+        pieces.append((incoming.message.offset, incoming.message.dropped, incoming.attachments[0]))
+    return pieces
+
+
+MIDDLE = bytes(range(100))
+
+
+def test_the_middle_is_asked_of_the_worker_part_by_part(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        client, worker, run, fence = await holed(master)
+        for first, end in ((0, 30), (30, 100)):
+            asked = (await worker.next()).message
+            assert asked == msg.Fetch(run, 0, fence, 5 + first, 100 - first)
+            told = msg.Fetched(run=run, index=0, fence=fence, asked=5 + first, offset=5 + first)
+            # More than was asked for goes no further.
+            worker.say(told, (MIDDLE[first:end] + (b"end" if end == 100 else b""),))
+        assert await rest(client) == [(5, 0, MIDDLE[:30]), (35, 0, MIDDLE[30:]), (105, 0, b"end")]
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("offset", "data", "pieces"),
+    [
+        (5, b"", [(105, 100, b"end")]),
+        (45, MIDDLE[40:], [(45, 40, MIDDLE[40:]), (105, 0, b"end")]),
+        (105, b"end", [(105, 100, b"end")]),
+        (0, b"begin", [(105, 100, b"end")]),
+    ],
+)
+def test_what_the_worker_has_no_more_is_told_as_missing(tmp_path, monkeypatch, offset, data, pieces):
+    async def scenario(master, store):
+        client, worker, run, fence = await holed(master)
+        asked = (await worker.next()).message
+        attached = (data,) if data else ()
+        worker.say(msg.Fetched(run=run, index=0, fence=fence, asked=asked.offset, offset=offset), attached)
+        assert await rest(client) == pieces
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+@pytest.mark.parametrize("how", ["dies", "is of before"])
+def test_nobody_waits_for_a_worker_that_does_not_answer(tmp_path, monkeypatch, how):
+    async def scenario(master, store):
+        client, worker, _, _ = await holed(master, fetches=how == "dies")
+        if how == "dies":
+            assert (await worker.next()).op is Op.FETCH
+            worker.close()
+        assert await rest(client) == [(105, 100, b"end")]
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_what_nobody_asked_for_changes_nothing_and_few_are_asked_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "FETCHES", 1)
+
+    async def scenario(master, store):
+        client, worker, run, fence = await holed(master)
+        other = await Peer.connect(master, "client")
+        other.say(msg.Logs(run, ""))
+        assert (await other.next()).attachments == (b"begin",)
+        for asked in (4, 6, 1 << 62):
+            worker.say(msg.Fetched(run=run, index=0, fence=fence, asked=asked, offset=asked), (b"no",))
+        worker.say(msg.Fetched(run=run + 7, index=0, fence=fence, asked=5, offset=5), (b"no",))
+        for reader in (client, other):
+            asked = (await worker.next()).message
+            await worker.hears_nothing()
+            worker.say(msg.Fetched(run=run, index=0, fence=fence, asked=asked.offset, offset=5), (MIDDLE,))
+            assert await rest(reader) == [(5, 0, MIDDLE), (105, 0, b"end")]
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_one_that_hangs_up_while_it_waits_leaves_its_turn_to_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "FETCHES", 1)
+
+    async def scenario(master, store):
+        client, worker, run, fence = await holed(master)
+        others = [await Peer.connect(master, "client") for _ in range(2)]
+        for other in others:
+            other.say(msg.Logs(run, ""))
+            assert (await other.next()).attachments == (b"begin",)
+        assert (await worker.next()).op is Op.FETCH
+        others[0].close()
+        client.close()
+        assert (await worker.next()).op is Op.FETCH, "for the one that is left"
+        worker.say(msg.Fetched(run=run, index=0, fence=fence, asked=5, offset=5), (MIDDLE,))
+        assert await rest(others[1]) == [(5, 0, MIDDLE), (105, 0, b"end")]
+
+    with_master(tmp_path, scenario, monkeypatch)

@@ -245,6 +245,16 @@ class Queries:
             return lot.run == run and lot.first + fence - lot.fence == index
         return any(row.fence == fence and row.worker == worker.name for row in self._history.attempts(run, index))
 
+    def sessions_with(self, run: int, index: int, fence: int) -> Iterator[Session]:
+        """Of the worker that has, or had, this attempt, if it is here and may be asked for outputs."""
+        names = {row.worker for row in self._history.attempts(run, index) if row.fence == fence}
+        for worker in self._state.workers.values():
+            session = self._master.worker_sessions.get(worker.id)
+            if session is None or session.closed or not session.fetches:
+                continue
+            if worker.name in names or worker.find_lot(fence) is not None:
+                yield session
+
     def is_settled(self, run: Run, index: int) -> bool:
         """Nothing will be added to the output of its last attempt, and no other attempt follows."""
         return TaskState(run.state[index]) in FINAL

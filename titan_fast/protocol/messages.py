@@ -700,6 +700,8 @@ class Attach(Message, frozen=True, omit_defaults=True):
     """Runs whose working copies it keeps: those that are over are forgotten in time."""
     nonces: dict[str, str] = {}
     """Epoch (as text) -> nonce of the masters that assigned what is in the inventory."""
+    fetches: bool = False
+    """It answers FETCH."""
 
 
 class VerdictMessage(Message, frozen=True, omit_defaults=True):
@@ -760,6 +762,29 @@ class Forget(Message, frozen=True, omit_defaults=True):
     """The run whose working copy may go."""
 
 
+class Fetch(Message, frozen=True, omit_defaults=True):
+    run: RunNumber
+    index: Count
+    fence: FenceNumber
+    """The attempt."""
+    offset: Size
+    """Where to begin in its output."""
+    size: Size
+    """Bytes wanted; the worker may cut it."""
+
+
+class Fetched(WithAttachments, frozen=True, omit_defaults=True, kw_only=True):
+    """One attachment: bytes of the output; none when the worker has nothing there, or behind it."""
+
+    run: RunNumber
+    index: Count
+    fence: FenceNumber
+    asked: Size
+    """``offset`` of the FETCH."""
+    offset: Size
+    """Where the bytes begin: behind what was asked for when that is gone."""
+
+
 for _op, _cls in (
     (Op.HELLO, Hello),
     (Op.CHALLENGE, Challenge),
@@ -809,6 +834,8 @@ for _op, _cls in (
     (Op.OUTPUT, Output),
     (Op.GOODBYE, Goodbye),
     (Op.FORGET, Forget),
+    (Op.FETCH, Fetch),
+    (Op.FETCHED, Fetched),
 ):
     _register(_op, _cls)
 

@@ -110,6 +110,8 @@ class Op(IntEnum):
     OUTPUT = 0x3A, "worker", "A piece of an attempt's output."
     GOODBYE = 0x3B, "worker", "I am draining: nothing new please. With nothing left: I am gone."
     FORGET = 0x3C, "master", "A run is over: its working copy may go."
+    FETCH = 0x3E, "master", "A part of an output that the master does not keep, please."
+    FETCHED = 0x3F, "worker", "Answer to FETCH: that part, or what there is behind it."
 
 
 BY_NUMBER: dict[int, Op] = {int(op): op for op in Op}
