@@ -99,6 +99,7 @@ def test_a_list_of_runs_goes_on_behind_a_run(cli, master):
     master.on(msg.List, msg.Listed())
     assert cli("ls", "--after", "12", "--json").document == []
     assert master.asked[-1].cursor == "12"
+    assert cli("ls", "--after", "12").text == "no more runs\n"
 
 
 @pytest.mark.parametrize(

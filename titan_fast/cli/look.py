@@ -89,7 +89,7 @@ def ls(
                 (row.id, row.name, row.state, _progress(row), output.clock(row.submitted_at), _took(row), row.reason)
                 for row in rows
             ),
-            "no runs yet: titan-fast run FILE.yaml",
+            "no more runs" if after else "no runs yet: titan-fast run FILE.yaml",
         )
     else:
         _write_tasks(rows, as_json)
