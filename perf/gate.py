@@ -1,18 +1,21 @@
 """Runs every `bench_*.py` beside it and holds what they measure against the promises in `budgets.toml`.
 
-Prints one table ``name | measured | promise | headroom`` and leaves it in ``build/reports/gate.json``, of which
-``python docs/performance.py`` makes a table. Fails on a broken promise, on a measurement nobody promised
-anything about, and on a promise nobody measures. ``TITAN_FAST_SLOWDOWN=name[:factor]`` makes one figure worse by that
-factor (10 when not given): it proves that the gate can turn red.
+Prints one table ``name | measured | promise | headroom`` and leaves it, with the seconds that all of it took, in
+``build/reports/gate.json``, of which ``python docs/performance.py`` makes a table. Fails on a broken promise, on a
+measurement nobody promised anything about, and on a promise nobody measures. ``TITAN_FAST_SLOWDOWN=name[:factor]``
+makes one figure worse by that factor (10 when not given): it proves that the gate can turn red.
 """
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import importlib.util
 import json
 import os
 import platform
 import sys
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +26,12 @@ MACHINE = "TITAN_FAST_MACHINE"
 AGAIN = 2
 """How often a benchmark that breaks a promise is run again."""
 Row: TypeAlias = tuple[str, str, str, str]
+MAX_FACTOR = 1e6
 KINDS = ("ratio", "growth", "absolute", "count")
+
+
+class Mistake(ValueError):
+    """What whoever runs the gate can mend: told in a line, before anything is measured."""
 
 
 class Promise(NamedTuple):
@@ -52,15 +60,21 @@ class Promise(NamedTuple):
 
 
 def read_budgets(path: Path) -> dict[str, Promise]:
-    """Raises ValueError for a promise that says nothing or is of no known kind."""
+    """Raises Mistake: there are none, or one that says nothing or is of no known kind."""
+    try:
+        written = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise Mistake(f"{path} cannot be read: {error.strerror} (the folder of benchmarks has it)") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Mistake(f"{path}: {error}") from None
     promises = {}
-    for name, row in tomllib.loads(path.read_text()).items():
-        if row.get("kind") not in KINDS:
-            raise ValueError(f"{name}: kind is one of {', '.join(KINDS)}")
+    for name, row in written.items():
+        if not isinstance(row, dict) or row.get("kind") not in KINDS:
+            raise Mistake(f"{name}: kind is one of {', '.join(KINDS)}")
         if ("min" in row) == ("max" in row):
-            raise ValueError(f"{name}: either min or max")
+            raise Mistake(f"{name}: either min or max")
         if (row["kind"] == "absolute") != ("machine" in row):
-            raise ValueError(f"{name}: an absolute promise, and no other, names its machine")
+            raise Mistake(f"{name}: an absolute promise, and no other, names its machine")
         is_max = "max" in row
         promises[name] = Promise(row["kind"], float(row["max" if is_max else "min"]), is_max, row.get("machine", ""))
     return promises
@@ -104,12 +118,21 @@ def load(path: Path) -> Callable[[], dict[str, float]]:
     return measure
 
 
-def slow_down(figures: dict[str, float], promises: dict[str, Promise], switch: str) -> None:
-    """Raises ValueError when the switch names nothing that is measured: a typing error must not look like green."""
-    name, _, factor = switch.partition(":")
-    if name not in figures or name not in promises:
-        raise ValueError(f"{SLOWDOWN}={switch}: there is no figure {name} with a promise")
-    figures[name] = promises[name].worsen(figures[name], float(factor or 10))
+def read_switch(switch: str, promises: dict[str, Promise]) -> tuple[str, float]:
+    """(the figure that is to be made worse, by how much). Raises Mistake: a typing error must not look like green, nor
+    be told after minutes."""
+    name, _, written = switch.partition(":")
+    if name not in promises:
+        near = difflib.get_close_matches(name, promises, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise Mistake(f"{SLOWDOWN}={switch}: there is no promise about {name!r}{hint}")
+    try:
+        factor = float(written or 10)
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor <= MAX_FACTOR:
+        raise Mistake(f"{SLOWDOWN}={switch}: {written!r} is no factor; write {name}:3")
+    return name, factor
 
 
 HEAD = ("name", "measured", "promise", "headroom")
@@ -146,25 +169,41 @@ def table(rows: list[Row]) -> str:
     )
 
 
-def leave_report(rows: list[Row], folder: Path) -> None:
+def leave_report(rows: list[Row], seconds: float, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gate.json").write_text(json.dumps([dict(zip(HEAD, row, strict=True)) for row in rows], indent=2) + "\n")
+    report = {"seconds": round(seconds, 1), "figures": [dict(zip(HEAD, row, strict=True)) for row in rows]}
+    (folder / "gate.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
 def main(folder: Path) -> int:
+    began = time.monotonic()
     promises = read_budgets(folder / "budgets.toml")
+    switch = os.environ.get(SLOWDOWN, "")
+    slower, factor = read_switch(switch, promises) if switch else ("", 1.0)
     machine = os.environ.get(MACHINE) or platform.node()
     figures = measure_all(folder, promises, machine)
-    if switch := os.environ.get(SLOWDOWN, ""):
-        slow_down(figures, promises, switch)
+    if slower in figures:
+        figures[slower] = promises[slower].worsen(figures[slower], factor)
     rows, wrong = judge(figures, promises, machine)
     print(table(rows))
+    seconds = time.monotonic() - began
+    print(f"took {seconds:.0f} s")
     if not switch:
-        leave_report(rows, folder.parent / "build" / "reports")
+        leave_report(rows, seconds, folder.parent / "build" / "reports")
     for line in wrong:
         print(f"gate: {line}", file=sys.stderr)
     return 1 if wrong else 0
 
 
+def run(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="perf/run.sh", description="Benchmarks, held against their promises.")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent, help="where the benchmarks are")
+    try:
+        return main(parser.parse_args(arguments).folder)
+    except Mistake as mistake:
+        print(f"gate: {mistake}", file=sys.stderr)
+        return 2
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent))
+    sys.exit(run())

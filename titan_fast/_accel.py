@@ -25,7 +25,9 @@ def load(names: tuple[str, ...], compiled: bool) -> list[Any]:
 def _choose() -> tuple[str, str, list[Any]]:
     wish = os.environ.get(VARIABLE, "auto")
     if wish not in ("auto", "require", "off"):
-        raise NoCompiledModules(f"{VARIABLE}={wish!r} is not known", hint="use auto, require or off")
+        raise NoCompiledModules(
+            f"{VARIABLE}={wish!r} is not known", hint=f"set {VARIABLE} to auto, require or off, or unset it"
+        )
     if wish == "off":
         return "pure", f"{VARIABLE}=off", load(TWINS, compiled=False)
     try:
@@ -34,7 +36,7 @@ def _choose() -> tuple[str, str, list[Any]]:
         if wish == "require":
             raise NoCompiledModules(
                 f"{VARIABLE}=require, but the compiled modules are not all there ({error})",
-                hint="install a C compiler and reinstall titan-fast, or unset the variable",
+                hint=f"install a C compiler and reinstall titan-fast, or set {VARIABLE}=auto",
             ) from error
         return "pure", str(error), load(TWINS, compiled=False)
 

@@ -45,6 +45,9 @@ class WorkerSettings(msgspec.Struct, frozen=True):
         str, Meta(description="further variables tasks inherit from the worker's environment, separated by commas")
     ] = ""
     output_limit: Annotated[int, Meta(description="bytes kept of an attempt's output", ge=4096)] = 64 << 20
+    keep_outputs: Annotated[
+        int, Meta(description="bytes of long outputs of ended attempts that a worker keeps to be read there", ge=0)
+    ] = 1 << 30
     file_limit: Annotated[int, Meta(description="largest file a task may write, bytes; 0: no limit", ge=0)] = 1 << 40
     project_limit: Annotated[int, Meta(description="largest unpacked project, bytes", ge=1)] = 1 << 30
     unacknowledged: Annotated[int, Meta(description="bytes of unacknowledged results that stop new work", ge=1)] = (

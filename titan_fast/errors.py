@@ -146,7 +146,7 @@ class RunFailed(UserError):
 
 class TaskFailed(RunFailed):
     """A task whose result was asked for has none. Of a function that raised an exception the text has its traceback,
-    and the exception itself is the cause, where it could be sent."""
+    and the exception itself is the cause; where that could not be sent, or not be made here, a `FunctionRaised`."""
 
     code = "task_failed"
     reason = ""
@@ -159,6 +159,22 @@ class TaskFailed(RunFailed):
         super().__init__(f"{text}\n{traceback.rstrip()}" if traceback else text, hint=f"titan-fast logs {task}")
         self.reason = reason
         self.traceback = traceback
+
+
+class FunctionRaised(UserError):
+    """Stands for the exception of a function, of which the object itself did not come here: its class is not
+    importable here, does not take its own arguments back, or it is too large."""
+
+    code = "function_raised"
+    type = ""
+    """Name of its class, such as ``shop.orders.SoldOut``."""
+
+    def __init__(self, type: str, message: str) -> None:
+        super().__init__(message)
+        self.type = type
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.type and self.message else self.type or self.message
 
 
 class WaitTimedOut(UserError):

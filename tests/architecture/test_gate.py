@@ -40,7 +40,8 @@ def report(folder: Path) -> Path:
 
 def test_kept_promises_are_one_table(gate, folder, capsys) -> None:
     assert gate.main(folder) == 0
-    lines = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
+    *printed, took = capsys.readouterr().out.splitlines()
+    lines = [[cell.strip() for cell in line.split("|")] for line in printed]
     assert lines == [
         ["name", "measured", "promise", "headroom"],
         ["calls", "12.000", "<= 12", "+0%"],
@@ -48,7 +49,9 @@ def test_kept_promises_are_one_table(gate, folder, capsys) -> None:
         ["seconds", "9.000", "<= 3", "only on reference"],
         ["speed", "2.000", ">= 1.6", "+25%"],
     ]
-    assert [list(row.values()) for row in json.loads(report(folder).read_text())] == lines[1:]
+    left = json.loads(report(folder).read_text())
+    assert [list(row.values()) for row in left["figures"]] == lines[1:]
+    assert took.startswith("took ") and 0 <= left["seconds"] < 60
 
 
 @pytest.mark.parametrize(
@@ -73,10 +76,43 @@ def test_a_broken_promise_is_measured_again_twice(gate, folder, capsys, slow, co
     assert ("BROKEN" in capsys.readouterr().out) == bool(code)
 
 
-def test_a_switch_that_names_nothing_is_an_error(gate, folder, monkeypatch) -> None:
-    monkeypatch.setenv("TITAN_FAST_SLOWDOWN", "sped")
-    with pytest.raises(ValueError, match="sped"):
-        gate.main(folder)
+@pytest.mark.parametrize(
+    ("switch", "said"),
+    [
+        ("sped", "no promise about 'sped' (did you mean speed?)"),
+        ("speed:fast", "'fast' is no factor"),
+        ("speed:0", "'0' is no factor"),
+        ("speed:nan", "'nan' is no factor"),
+        (":3", "no promise about ''"),
+    ],
+)
+def test_a_switch_that_says_nothing_is_refused_before_anything_is_measured(
+    gate, folder, monkeypatch, capsys, switch, said
+) -> None:
+    (folder / "bench_a.py").write_text('raise SystemExit("it was measured")\n')
+    monkeypatch.setenv("TITAN_FAST_SLOWDOWN", switch)
+    assert gate.run([str(folder)]) == 2
+    told = capsys.readouterr()
+    assert said in told.err and told.out == ""
+
+
+def test_a_switch_for_what_nobody_measures_is_red(gate, folder, monkeypatch, capsys) -> None:
+    (folder / "bench_b.py").unlink()
+    monkeypatch.setenv("TITAN_FAST_SLOWDOWN", "calls")
+    assert gate.main(folder) == 1
+    assert "NOT MEASURED" in capsys.readouterr().out
+
+
+def test_a_folder_without_benchmarks_is_a_line(gate, tmp_path, capsys) -> None:
+    assert gate.run([str(tmp_path / "nowhere")]) == 2
+    told = capsys.readouterr().err
+    assert "nowhere" in told and "No such file" in told and told.count("\n") == 1
+
+
+def test_promises_that_cannot_be_read_are_a_line(gate, folder, capsys) -> None:
+    (folder / "budgets.toml").write_text("[speed\n")
+    assert gate.run([str(folder)]) == 2
+    assert capsys.readouterr().err.startswith("gate: ")
 
 
 def test_absolute_promises_bind_on_their_machine(gate, folder, monkeypatch) -> None:

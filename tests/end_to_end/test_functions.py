@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from titan_fast import Graph, RunFailed, TaskFailed, inside
-from titan_fast.errors import InvalidUsage
+from titan_fast.errors import FunctionRaised, InvalidUsage
 from titan_fast.testing.cluster import until
 
 WAIT = 60.0
@@ -175,6 +175,51 @@ def test_a_project_is_where_modules_are_found(client, tmp_path):
 
 
 # ---------------------------------------------------------------- what goes wrong
+
+
+def test_an_exception_that_cannot_be_made_again_comes_back_in_words(client, tmp_path):
+    """Its class does not take its own arguments back, is in a module that only the workers have, or it is too large."""
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "shop.py").write_text("class SoldOut(Exception):\n    pass\n")
+
+    class TwoArguments(Exception):
+        def __init__(self, one, two):
+            super().__init__(f"{one} and {two}")
+
+    class Wordless(Exception):
+        def __str__(self):
+            raise RuntimeError("not even that")
+
+    def fail(how):
+        if how == "arguments":
+            raise TwoArguments(1, 2)
+        if how == "module":
+            import shop
+
+            raise shop.SoldOut("nothing left")
+        if how == "size":
+            raise ValueError("x" * (1 << 20))
+        error = Wordless()
+        error.lock = __import__("threading").Lock()
+        raise error
+
+    graph = Graph("words", project=project)
+    failing = graph.map(fail, ["arguments", "module", "size", "wordless"], name="fail")
+    run = client.submit(graph)
+    with pytest.raises(RunFailed):
+        run.wait(WAIT)
+    causes = []
+    for member in range(4):
+        with pytest.raises(TaskFailed) as found:
+            run["fail"][member].result()
+        assert "in fail\n" in found.value.traceback and len(found.value.traceback) < 100_000
+        causes.append(found.value.__cause__)
+    assert {type(cause) for cause in causes} == {FunctionRaised}
+    assert [cause.type.rpartition(".")[2] for cause in causes] == ["TwoArguments", "SoldOut", "ValueError", "Wordless"]
+    assert causes[1].type == "shop.SoldOut"
+    assert [cause.message[:12] for cause in causes] == ["1 and 2", "nothing left", "x" * 12, ""]
+    assert failing.spec.count == 4
 
 
 def test_an_exception_comes_back_with_its_traceback(client):

@@ -53,10 +53,12 @@ def test_one_command_as_a_task_passes_its_exit_code_on(cluster, ask):
     assert "no-such-program-here" in ask("explain", "last").stdout
 
 
-def test_submit_returns_at_once_and_wait_waits(cluster, ask):
+def test_submit_returns_at_once_and_wait_waits(cluster, ask, tmp_path):
     cluster.start_worker("w1", "--slots", "1")
-    run = ask.json("submit", "--", "sleep", "0.5")["run"]
+    may_end = tmp_path / "may end"
+    run = ask.json("submit", "--", "sh", "-c", f"while [ ! -e '{may_end}' ]; do sleep 0.05; done")["run"]
     ask("wait", run, "--timeout", "0.05", code=124)
+    may_end.touch()
     assert "COMPLETED" in ask("wait", run).stdout
 
 

@@ -18,6 +18,7 @@ from titan_fast.model.spec import GraphSpec, TaskSpec, Work
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.opcodes import Op
 from titan_fast.scheduler.columns import Texts
+from titan_fast.scheduler.lifecycle import TaskState
 from titan_fast.scheduler.state import Run
 
 QUESTIONS = [
@@ -173,6 +174,40 @@ def test_that_a_run_has_ended_waits_for_the_disk_however_long_that_takes(tmp_pat
         store.gate.set()
         ends = [(await client.next()).message for _ in range(2)]
         assert [(end.state, end.durable, end.final) for end in ends] == [("COMPLETED", True, True)] * 2
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+@pytest.mark.parametrize("attempt", [0, 1])
+def test_the_first_attempt_is_the_first_that_started(attempt, tmp_path, monkeypatch):
+    """A worker gave the task back unstarted before: its output is not that of attempt 1, because there is none."""
+
+    async def scenario(master, store):
+        worker = await Peer.connect(master, "worker")
+        await worker.attach()
+        client, run = await submitted(master)
+        fences = []
+        for ending, code in ((4, 0), (0, 3)):
+            while (incoming := await worker.next()).op is not Op.ASSIGN:
+                pass
+            fences.append(incoming.columns[6][0])
+            assert incoming.columns[5][0] == 1, "the number of the attempt"
+            if ending == 0:
+                worker.say_hot(Op.STARTED, 0, ([run], [0], [0], fences[-1:], [1], [1]))
+                worker.say(msg.Output(run=run, index=0, fence=fences[-1], final=True, total=4), (b"text",))
+            began = 5 if ending == 0 else 0
+            row = ([run], [0], [0], [ending], [0], fences[-1:], [code], [began], [began], [0], [0])
+            worker.say_hot(Op.RESULT, len(fences), row)
+        await until(lambda: master.queries.run(run).is_final)
+        client.say(msg.Logs(run, "", attempt=attempt))
+        piece, end = await client.next(), await client.next()
+        assert (piece.attachments, piece.message.fence) == ((b"text",), fences[1])
+        assert (end.message.final, end.message.attempt) == (True, 1)
+        client.say(msg.Show(run))
+        (row,) = (await client.next()).message.tasks
+        assert (row.state, row.attempt) == ("FAILED", 1)
+        client.say(msg.Logs(run, "", attempt=2))
+        assert (await client.next()).message.hint == "there are 1 attempts"
 
     with_master(tmp_path, scenario, monkeypatch)
 
@@ -367,5 +402,171 @@ def test_a_large_run_is_shown_in_pages_that_do_not_keep_the_loop(tmp_path, monke
                 cursor = page.next
             assert sizes == [TASKS_PER_PAGE, TASKS_PER_PAGE, 1]
             assert names == [f"t[{member}]" for member in range(count)]
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+@pytest.mark.parametrize("most", [1, 25_000, 1_000_000])
+def test_what_a_graph_describes_is_told_with_its_members_counted(most, tmp_path, monkeypatch):
+    monkeypatch.setattr(queries, "MEMBERS_PER_PAGE", most)
+
+    async def scenario(master, store):
+        worker = await Peer.connect(master, "worker")
+        await worker.attach(slots=2)
+        tasks = (
+            TaskSpec("a", WORK, count=20_000, array=True),
+            TaskSpec("one", WORK, count=1, array=True),
+            TaskSpec("b", WORK, needs=("a", "one")),
+        )
+        client, run = await submitted(master, GraphSpec("g", tasks))
+        while (incoming := await worker.next()).op is not Op.ASSIGN:
+            pass
+        fence = incoming.columns[6][0]
+        worker.say_hot(Op.STARTED, 0, ([run] * 2, [0, 1], [0, 0], [fence, fence + 1], [1, 1], [1, 1]))
+        worker.say_hot(Op.RESULT, 1, ([run], [0], [0], [0], [0], [fence], [3], [5], [5], [0], [0]))
+        await until(lambda: master.queries.run(run).counts[TaskState.FAILED] == 1)
+        rows, cursor = [], ""
+        while not rows or cursor:
+            client.say(msg.List("specs", run, cursor=cursor, limit=100_000))
+            page = (await client.next()).message
+            rows += page.specs
+            cursor = page.next
+        told = [(row.name, row.members, sum(row.counts.values()), row.needs) for row in rows]
+        assert told == [("a", 20_000, 20_000, ()), ("one", 1, 1, ()), ("b", -1, 1, ("a", "one"))]
+        assert rows[0].counts == {"FAILED": 1, "RUNNING": 1, "PENDING": 19_998}
+        assert rows[1].counts == rows[2].counts == {"PENDING": 1}
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("task", "member", "first"), [("a", 6, "a[7]"), ("a", -1, "b"), ("a", 9, "b"), ("b", -1, None)]
+)
+def test_tasks_are_listed_behind_one_of_them(task, member, first, tmp_path, monkeypatch):
+    async def scenario(master, store):
+        client, run = await submitted(
+            master, GraphSpec("g", (TaskSpec("a", WORK, count=10, array=True), TaskSpec("b", WORK)))
+        )
+        client.say(msg.List("tasks", run, task=task, member=member, limit=3))
+        page = (await client.next()).message
+        assert (page.tasks[0].name if page.tasks else None) == first
+        client.say(msg.List("tasks", run, task="nothing"))
+        assert (await client.next()).message.code == "no_such_task"
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+# ---------------------------------------------------------------- what only the worker has of an output
+
+
+async def holed(master, fetches=True):
+    """(client, worker, run, fence) of a task that runs, and of whose output bytes 5 … 105 are not here."""
+    worker = await Peer.connect(master, "worker")
+    worker.say(msg.Attach(worker="a" * 32, name="w", nonce="n1", connection=1, slots=1, fetches=fetches))
+    client, run = await submitted(master)
+    while (incoming := await worker.next()).op is not Op.ASSIGN:
+        pass
+    fence = incoming.columns[6][0]
+    worker.say_hot(Op.STARTED, 0, ([run], [0], [0], [fence], [1], [1]))
+    worker.say(msg.Output(run=run, index=0, fence=fence), (b"begin",))
+    worker.say(msg.Output(run=run, index=0, fence=fence, offset=105), (b"end",))
+    await until(lambda: master.logs.end(run, fence) == 108)
+    client.say(msg.Logs(run, ""))
+    assert (await client.next()).attachments == (b"begin",)
+    return client, worker, run, fence
+
+
+async def rest(client):
+    """(offset, dropped, bytes) of every piece up to the end."""
+    pieces = []
+    while not (incoming := await client.next()).message.final:
+        pieces.append((incoming.message.offset, incoming.message.dropped, incoming.attachments[0]))
+    return pieces
+
+
+MIDDLE = bytes(range(100))
+
+
+def test_the_middle_is_asked_of_the_worker_part_by_part(tmp_path, monkeypatch):
+    async def scenario(master, store):
+        client, worker, run, fence = await holed(master)
+        for first, end in ((0, 30), (30, 100)):
+            asked = (await worker.next()).message
+            assert asked == msg.Fetch(run, 0, fence, 5 + first, 100 - first)
+            told = msg.Fetched(run=run, index=0, fence=fence, asked=5 + first, offset=5 + first)
+            # More than was asked for goes no further.
+            worker.say(told, (MIDDLE[first:end] + (b"end" if end == 100 else b""),))
+        assert await rest(client) == [(5, 0, MIDDLE[:30]), (35, 0, MIDDLE[30:]), (105, 0, b"end")]
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("offset", "data", "pieces"),
+    [
+        (5, b"", [(105, 100, b"end")]),
+        (45, MIDDLE[40:], [(45, 40, MIDDLE[40:]), (105, 0, b"end")]),
+        (105, b"end", [(105, 100, b"end")]),
+        (0, b"begin", [(105, 100, b"end")]),
+    ],
+)
+def test_what_the_worker_has_no_more_is_told_as_missing(tmp_path, monkeypatch, offset, data, pieces):
+    async def scenario(master, store):
+        client, worker, run, fence = await holed(master)
+        asked = (await worker.next()).message
+        attached = (data,) if data else ()
+        worker.say(msg.Fetched(run=run, index=0, fence=fence, asked=asked.offset, offset=offset), attached)
+        assert await rest(client) == pieces
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+@pytest.mark.parametrize("how", ["dies", "is of before"])
+def test_nobody_waits_for_a_worker_that_does_not_answer(tmp_path, monkeypatch, how):
+    async def scenario(master, store):
+        client, worker, _, _ = await holed(master, fetches=how == "dies")
+        if how == "dies":
+            assert (await worker.next()).op is Op.FETCH
+            worker.close()
+        assert await rest(client) == [(105, 100, b"end")]
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_what_nobody_asked_for_changes_nothing_and_few_are_asked_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "FETCHES", 1)
+
+    async def scenario(master, store):
+        client, worker, run, fence = await holed(master)
+        other = await Peer.connect(master, "client")
+        other.say(msg.Logs(run, ""))
+        assert (await other.next()).attachments == (b"begin",)
+        for asked in (4, 6, 1 << 62):
+            worker.say(msg.Fetched(run=run, index=0, fence=fence, asked=asked, offset=asked), (b"no",))
+        worker.say(msg.Fetched(run=run + 7, index=0, fence=fence, asked=5, offset=5), (b"no",))
+        for reader in (client, other):
+            asked = (await worker.next()).message
+            await worker.hears_nothing()
+            worker.say(msg.Fetched(run=run, index=0, fence=fence, asked=asked.offset, offset=5), (MIDDLE,))
+            assert await rest(reader) == [(5, 0, MIDDLE), (105, 0, b"end")]
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+def test_one_that_hangs_up_while_it_waits_leaves_its_turn_to_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "FETCHES", 1)
+
+    async def scenario(master, store):
+        client, worker, run, fence = await holed(master)
+        others = [await Peer.connect(master, "client") for _ in range(2)]
+        for other in others:
+            other.say(msg.Logs(run, ""))
+            assert (await other.next()).attachments == (b"begin",)
+        assert (await worker.next()).op is Op.FETCH
+        others[0].close()
+        client.close()
+        assert (await worker.next()).op is Op.FETCH, "for the one that is left"
+        worker.say(msg.Fetched(run=run, index=0, fence=fence, asked=5, offset=5), (MIDDLE,))
+        assert await rest(others[1]) == [(5, 0, MIDDLE), (105, 0, b"end")]
 
     with_master(tmp_path, scenario, monkeypatch)

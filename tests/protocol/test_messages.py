@@ -203,6 +203,8 @@ EXAMPLES = {
     Op.OUTPUT: msg.Output(run=1, index=0, fence=1),
     Op.GOODBYE: msg.Goodbye(True),
     Op.FORGET: msg.Forget(1),
+    Op.FETCH: msg.Fetch(1, 0, 1, 0, 1),
+    Op.FETCHED: msg.Fetched(run=1, index=0, fence=1, asked=0, offset=0),
 }
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from titan_fast.ids import Ending
 from titan_fast.model.spec import GraphSpec, TaskSpec, Work
 from titan_fast.scheduler import commands as cmd
 from titan_fast.scheduler import events as ev
-from titan_fast.scheduler import placement
+from titan_fast.scheduler import facts, placement
 from titan_fast.scheduler.state import Tuning
 from titan_fast.testing.harness import SchedulerHarness, array, task
 
@@ -192,6 +193,21 @@ def test_an_urgent_task_is_not_given_out_behind_others_that_wait() -> None:
     assert harness.run_state(low) == harness.run_state(urgent) == "COMPLETED"
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_worker_is_told_to_forget_what_it_was_described_and_never_started(is_cancelled: bool) -> None:
+    harness = SchedulerHarness()
+    harness.worker("w1")
+    run = call(harness, b"f")
+    held = list(harness.workers["w1"].held.values())
+    if is_cancelled:
+        harness.cancel(run)
+    harness.end("w1", held, Ending.DROPPED if is_cancelled else Ending.RECALLED)
+    harness.finish("w1")
+    assert harness.run_state(run) == ("CANCELLED" if is_cancelled else "COMPLETED")
+    harness.advance(harness.tuning.keep_copies + 1.0)
+    assert [c.workers for c in harness.commands if isinstance(c, cmd.ForgetRun)] == [("w1",)]
+
+
 def test_prefetch_has_a_limit() -> None:
     harness, _ = measured(1e-7, members=10_000, max_prefetch=50)
     assert len(harness.held_names("w1")) == 51
@@ -228,6 +244,21 @@ def test_recall_takes_the_end_of_the_line() -> None:
     harness.advance(0.03)
     harness.obey("w1")
     assert harness.held_names("w2") == ["a[10]", "a[11]"]
+
+
+def test_recalled_members_are_still_at_their_first_attempt() -> None:
+    harness, run = measured(0.001, members=12)
+    harness.start("w1")
+    harness.worker("w2", 4)
+    harness.advance(0.03)
+    harness.obey("w1")
+    given = [command for command in harness.commands if isinstance(command, cmd.Assign) and command.worker == "w2"]
+    assert {command.attempt for command in given} == {1}
+    harness.run_to_end()
+    ended = [fact for fact in harness.facts if isinstance(fact, facts.AttemptsEnded)]
+    assert {number for fact in ended for number in fact.attempt} == {0, 1}, "what had not started has no number"
+    assert not harness.scheduler.state.runs[run].attempts
+    harness.check_replay()
 
 
 def test_a_recall_that_comes_too_late_changes_nothing() -> None:

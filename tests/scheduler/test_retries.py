@@ -9,8 +9,10 @@ import pytest
 from titan_fast.ids import Ending
 from titan_fast.model.spec import Retry
 from titan_fast.scheduler import facts
+from titan_fast.scheduler.events import WorkerDraining, WorkerLeft
 from titan_fast.scheduler.lifecycle import TaskState
 from titan_fast.scheduler.retry import backoff, is_retryable
+from titan_fast.scheduler.views import view_tasks
 from titan_fast.testing.harness import SchedulerHarness, array, task
 
 
@@ -154,3 +156,91 @@ def test_members_fail_and_are_retried_each_on_its_own() -> None:
     harness.end("w", again)
     harness.finish("w")
     assert harness.run_state(run) == "COMPLETED"
+
+
+# ---------------------------------------------------------------- what never started is no attempt
+
+
+def number_of_what_is_held(harness: SchedulerHarness, worker: str) -> int:
+    (held,) = harness.workers[worker].held.values()
+    return held.attempt
+
+
+def given_back(harness: SchedulerHarness, way: str) -> str:
+    """The one task that waits at w1 comes away from there without having started; the worker that has it then."""
+    waiting = list(harness.workers["w1"].held.values())
+    if way == "left":
+        harness.worker("w2")
+        harness.do(WorkerDraining("w1"), WorkerLeft("w1"))
+        return "w2"
+    if way == "absent":
+        harness.workers["w1"].held.clear()
+        harness.cut("w1")
+        harness.attach("w1")
+    else:
+        harness.end("w1", waiting, Ending[way.upper()])
+    return "w1"
+
+
+@pytest.mark.parametrize("way", ["recalled", "dropped", "absent", "left"])
+@pytest.mark.parametrize("failures", [0, 2])
+def test_what_was_given_back_unstarted_has_no_number(way: str, failures: int) -> None:
+    harness = SchedulerHarness()
+    harness.worker("w1")
+    run = harness.submit([task("a", retry=Retry(max=5))])
+    for _ in range(failures):
+        harness.end("w1", harness.start("w1"), code=1)
+        harness.advance(100.0)
+    assert number_of_what_is_held(harness, "w1") == failures + 1
+    floor = harness.scheduler.state.runs[run].floor_of(0)
+    worker = given_back(harness, way)
+    assert number_of_what_is_held(harness, worker) == failures + 1, "it is the same try, once more"
+    assert harness.scheduler.state.runs[run].floor_of(0) > floor, "and under a later fence"
+    harness.check_replay()
+    harness.finish(worker)
+    (view,) = view_tasks(harness.scheduler.state, harness.scheduler.state.runs[run], 0, 1)
+    assert (view.state, view.attempt) == ("COMPLETED", failures + 1)
+    ended = [row for fact in harness.facts if isinstance(fact, facts.AttemptsEnded) for row in fact.attempt]
+    assert ended == [*range(1, failures + 1), 0, failures + 1]
+    harness.check_replay()
+
+
+@pytest.mark.parametrize("way", ["recalled", "absent"])
+def test_nor_has_it_one_after_a_restart(way: str) -> None:
+    harness = SchedulerHarness()
+    harness.worker("w1")
+    harness.submit([task("a", retry=Retry(max=5))])
+    harness.end("w1", harness.start("w1"), code=1)
+    harness.advance(100.0)
+    given_back(harness, way)
+    harness.workers["w1"].held.clear()
+    harness.restart()
+    harness.attach("w1")
+    assert number_of_what_is_held(harness, "w1") == 2
+
+
+def test_an_attempt_that_had_started_counts_however_it_ended() -> None:
+    harness = SchedulerHarness()
+    harness.worker("w1")
+    harness.submit([task("a")])
+    harness.end("w1", harness.start("w1"), Ending.KILLED)
+    assert number_of_what_is_held(harness, "w1") == 2
+    harness.start("w1")
+    harness.worker("w2")
+    harness.do(WorkerDraining("w1"), WorkerLeft("w1"))
+    assert number_of_what_is_held(harness, "w2") == 3
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_task_that_was_cancelled_before_it_started_had_no_attempt(is_lost: bool) -> None:
+    harness = SchedulerHarness()
+    harness.worker("w1")
+    run = harness.submit([task("a")])
+    harness.cancel(run)
+    if is_lost:
+        harness.do(WorkerDraining("w1"), WorkerLeft("w1"))
+    else:
+        harness.obey("w1")
+    (view,) = view_tasks(harness.scheduler.state, harness.scheduler.state.runs[run], 0, 1)
+    assert (view.state, view.attempt) == ("CANCELLED", 0)
+    harness.check_replay()

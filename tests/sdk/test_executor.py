@@ -230,6 +230,27 @@ def test_an_async_client_makes_one_too(work, master):
     assert asyncio.run(main()) == 81
 
 
+def test_a_coroutine_leaves_it_without_keeping_its_loop(held, master):
+    """What was submitted is waited for, and the loop goes on meanwhile: here it is what lets the call end."""
+
+    async def let_it_end():
+        assert await asyncio.to_thread(held.came.wait, 10)
+        asyncio.get_running_loop().call_soon(held.go_on.set)
+
+    async def main():
+        async with AsyncClient(master.address, token=master.token) as client:
+            async with client.executor() as pool:
+                future = pool.submit(square, 3)
+                going_on = asyncio.create_task(let_it_end())
+            assert future.done()
+            await going_on
+            with pytest.raises(RuntimeError):
+                pool.submit(square, 4)
+            return future.result()
+
+    assert asyncio.run(main()) == 9
+
+
 def test_the_options_are_those_of_a_task(work, client, master):
     with client.executor("mine", requires=["GPU"], priority=5, timeout="2s", retries=3, env={"A": "b"}) as pool:
         assert pool.submit(square, 2).result(10) == 4

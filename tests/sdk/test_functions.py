@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from titan_fast import Graph, TaskFailed
-from titan_fast.errors import InvalidGraph, InvalidUsage
+from titan_fast.errors import FunctionRaised, InvalidGraph, InvalidUsage
 from titan_fast.model.spec import MAX_PAYLOAD
 from titan_fast.protocol import messages as msg
 from titan_fast.sdk import functions
@@ -124,7 +124,7 @@ def test_what_only_this_program_knows_travels_by_value(tmp_path):
         (lambda graph: graph.call(abs, Graph("other").call(abs, 1)), "which is in another graph"),
         (lambda graph: graph.call(functools.partial(abs, graph.call(abs, 1, name="x"))), "stands for a result"),
         (lambda graph: graph.call(abs, bytes(MAX_PAYLOAD + 1)), "at most 4,194,304 are allowed"),
-        (lambda graph: graph.call(abs, 1, retries=-1), "retries cannot be negative"),
+        (lambda graph: graph.call(abs, 1, retries=-1), "retries: -1 is not between 0 and 60,000"),
         (lambda graph: graph.call(abs, 1, needs=["nobody"]), "which is not in this graph yet"),
         (lambda graph: graph.call(abs, 1, timeout="soon"), "timeout"),
     ],
@@ -194,6 +194,24 @@ def test_a_failure_is_raised_with_what_it_left(client, master):
     assert str(found.value) == "7/square[3] is FAILED (KeyError: 'x')\nTraceback …"
     assert repr(found.value.__cause__) == "KeyError('x')"
     assert found.value.hint == "titan-fast logs 7/square[3]"
+
+
+@pytest.mark.parametrize("pickled", [b"", b"cno\nclass\n.", pickle.dumps("no exception")])
+def test_an_exception_that_cannot_be_had_keeps_its_type_its_message_and_its_traceback(client, master, pickled):
+    missing = (msg.NoResult(0, "square[3]", "FAILED", "SoldOut: three\nlines"),)
+    left = pickle.dumps(("Traceback …\n", pickled)) + pickle.dumps(("shop.orders.SoldOut", "three\nlines"))
+    document, _ = given(missing=missing)
+    answers(master, [(document, (b"SoldOut: three lines\0" + left,))])
+    with pytest.raises(TaskFailed) as found:
+        RunHandle(client, 7)["square"][3].result()
+    cause = found.value.__cause__
+    assert isinstance(cause, FunctionRaised)
+    assert (cause.type, cause.message, found.value.traceback) == (
+        "shop.orders.SoldOut",
+        "three\nlines",
+        "Traceback …\n",
+    )
+    assert str(cause) == "shop.orders.SoldOut: three\nlines"
 
 
 @pytest.mark.parametrize(

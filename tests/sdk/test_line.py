@@ -24,6 +24,7 @@ from titan_fast.errors import (
 from titan_fast.ids import TaskId
 from titan_fast.protocol import messages as msg
 from titan_fast.sdk import calls
+from titan_fast.sdk.handles import RunHandle
 from titan_fast.sdk.line import AWAY, BACK
 from titan_fast.testing.scripted_master import ScriptedMaster
 
@@ -359,3 +360,17 @@ def test_the_last_lines_are_asked_for_once(master, client):
     first, second = master.asked
     assert (first.tail, first.fence, first.offset) == (10, 0, 0)
     assert (second.tail, second.fence, second.offset) == (-1, 41, 4)
+
+
+def test_a_handle_shows_where_output_is_missing(client, master):
+    master.script(
+        msg.Logs,
+        lambda asked: [
+            (msg.Logged(offset=0, fence=41), b"begin"),
+            (msg.Logged(offset=105, dropped=100, fence=41), b"end"),
+            msg.Logged(offset=108, fence=41, final=True),
+        ],
+    )
+    task = RunHandle(client, 12)["t"]
+    assert task.logs() == "begin\n[… 100 bytes not kept …]\nend"
+    assert b"".join(task.follow()).decode() == task.logs()

@@ -9,7 +9,7 @@ import random
 import pytest
 
 from titan_fast.worker import output
-from titan_fast.worker.output import Gap, Shipper, bound, read_gap, read_output, total_size
+from titan_fast.worker.output import Gap, Shipper, bound, read_gap, read_output, read_part, total_size
 
 LIMIT = 64 << 10
 HALF = LIMIT // 2
@@ -443,3 +443,33 @@ def test_gap_of_a_file_that_never_had_one(path):
     append(path, b"")
     assert read_gap(path) is None
     assert Gap(1, 5).moved == 0 and Gap(1, 5, is_closed=True).moved == 4
+
+
+# ---------------------------------------------------------------- parts of it
+
+
+def test_a_part_begins_behind_what_was_dropped(disk, path):
+    written = noise(200_000)
+    append(path, written)
+    assert read_part(path, 150_000, 100) == (150_000, written[150_000:150_100])
+    assert read_part(path, 200_000, 100) == (200_000, b"")
+    gap = bound(path, 65536)
+    assert read_part(path, gap.start - 10, 100) == (gap.start - 10, written[gap.start - 10 : gap.start])
+    assert read_part(path, gap.start, 100) == (gap.end, written[gap.end : gap.end + 100])
+    assert read_part(path, gap.end - 1, 100) == (gap.end, written[gap.end : gap.end + 100])
+    assert read_part(path, gap.end + 5, 100) == (gap.end + 5, written[gap.end + 5 : gap.end + 105])
+
+
+def test_a_cut_while_a_part_is_read_shows_no_zeros(path, monkeypatch):
+    append(path, noise(200_000))
+    read = os.pread
+
+    def cut_first(fd, size, offset):
+        monkeypatch.setattr(os, "pread", read)
+        bound(path, 65536)
+        return read(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", cut_first)
+    start, data = read_part(path, 100_000, 100)
+    gap = read_gap(path)
+    assert start == gap.end > 100_000 and data == noise(200_000)[start : start + 100]

@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Abort:
         code = 130
     except click.ClickException as error:
-        from titan_fast.cli.output import wants_json, write_json_error
+        from titan_fast.cli.complaints import wants_json, write_json_error
 
         if wants_json(arguments):
             write_json_error("invalid_usage", error.format_message(), "titan-fast --help")
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     except stdout.ReaderGone:
         code = 0
     except TitanError as error:
-        from titan_fast.cli.output import write_error
+        from titan_fast.cli.complaints import write_error
 
         write_error(error, arguments)
         code = error.exit_code

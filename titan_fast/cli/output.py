@@ -1,4 +1,4 @@
-"""How things are written: tables for people, one JSON document for programs, errors for both."""
+"""How things are written: tables for people, one JSON document for programs. (Errors: `complaints`.)"""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import click
 import orjson
 
-from titan_fast.errors import TitanError
 from titan_fast.protocol import messages as msg
 from titan_fast.sdk.client import Client
 
@@ -53,11 +52,6 @@ def connect(master: str | None, token_file: str | None, reconnect_timeout: float
     return Client(master, token_file=token_file, reconnect_timeout=reconnect_timeout, tell=tell)
 
 
-def wants_json(arguments: Sequence[str]) -> bool:
-    before = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    return "--json" in before
-
-
 def colours() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
@@ -65,19 +59,6 @@ def colours() -> bool:
 def write_json(document: Any) -> None:
     sys.stdout.buffer.write(orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
     sys.stdout.flush()
-
-
-def write_json_error(code: str, message: str, hint: str) -> None:
-    click.echo(orjson.dumps({"error": {"code": code, "message": message, "hint": hint}}), err=True)
-
-
-def write_error(error: TitanError, arguments: Sequence[str]) -> None:
-    if wants_json(arguments):
-        write_json_error(error.code, error.message, error.hint)
-        return
-    click.echo(f"titan-fast: {error.message}", err=True)
-    if error.hint:
-        click.echo(f"  {error.hint}", err=True)
 
 
 def warn_unless(durable: bool) -> None:

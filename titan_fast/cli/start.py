@@ -224,6 +224,7 @@ def up(
     """A master and workers on this machine, in the foreground, until Ctrl-C."""
     from titan_fast.sdk.local import LocalCluster
 
+    engine = _engine()  # what is wrong with it is told before a process is started that would say it again
     settings = config.load({"master": {"port": port, "state_dir": state_dir}})
     home = config.home()
     options = ["--state-dir", str(Path(state_dir).absolute())] if state_dir else []
@@ -245,7 +246,7 @@ def up(
             cluster.start_worker(f"w{place}", *extra, *(["-v"] if verbose else []))
         host, _, number_text = address.rpartition(":")
         client_token = config.token_path(host, int(number_text), "client")
-        click.echo(f"titan-fast is up at {address} with {count} worker{'s' if count != 1 else ''} ({_engine()})")
+        click.echo(f"titan-fast is up at {address} with {count} worker{'s' if count != 1 else ''} ({engine})")
         click.echo(f"  tokens: {client_token} and .worker beside it")
         if address != f"127.0.0.1:{config.DEFAULT_PORT}":
             click.echo(f"  clients: export TITAN_ADDR={address}")

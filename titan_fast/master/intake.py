@@ -81,6 +81,7 @@ class Intake:
             Op.HEARTBEAT: self._heartbeat,
             Op.OUTPUT: self._output,
             Op.GOODBYE: self._goodbye,
+            Op.FETCHED: self._fetched,
         }
 
     def take(self, session: Session, incoming: Incoming) -> None:
@@ -375,6 +376,10 @@ class Intake:
             # A full disk: the output has a gap here. It is no reason to send the worker away.
             log.warning("output of run %d is not kept: %s", message.run, error)
         self._master.followers.output_grew(message.run, message.index)
+
+    def _fetched(self, session: Session, incoming: Incoming, message: msg.Fetched) -> None:
+        self._worker_of(session, incoming.op)
+        self._master.followers.fetched(session, message, incoming.attachments[0] if incoming.attachments else b"")
 
     def _goodbye(self, session: Session, incoming: Incoming, message: msg.Goodbye) -> None:
         worker = self._worker_of(session, incoming.op)

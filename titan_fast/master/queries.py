@@ -12,7 +12,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from operator import sub
+from operator import itemgetter, sub
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -41,6 +41,8 @@ RUNS_PER_PAGE = 10_000
 TASKS_PER_PAGE = 1_000
 """A page of them is a few milliseconds of the loop that everybody shares."""
 STRETCHES_PER_PAGE = 50
+MEMBERS_PER_PAGE = 1_000_000
+"""A page of specs ends behind the one with which it has counted so many."""
 RESULTS_PER_PAGE = 10_000
 RESULTS_PER_LOOK = 64
 BYTES_PER_PAGE = 4 << 20
@@ -223,7 +225,7 @@ class Queries:
         lot = lot_of(run, index)
         if lot is not None and attempt in (0, lot.attempt):
             return int(lot.fence + index - lot.first)
-        rows = self.attempts(run, index)
+        rows = [row for row in self.attempts(run, index) if row.attempt]
         if attempt == 0:
             return rows[-1].fence if rows else 0
         for row in rows:
@@ -242,6 +244,16 @@ class Queries:
         if lot is not None:
             return lot.run == run and lot.first + fence - lot.fence == index
         return any(row.fence == fence and row.worker == worker.name for row in self._history.attempts(run, index))
+
+    def sessions_with(self, run: int, index: int, fence: int) -> Iterator[Session]:
+        """Of the worker that has, or had, this attempt, if it is here and may be asked for outputs."""
+        names = {row.worker for row in self._history.attempts(run, index) if row.fence == fence}
+        for worker in self._state.workers.values():
+            session = self._master.worker_sessions.get(worker.id)
+            if session is None or session.closed or not session.fetches:
+                continue
+            if worker.name in names or worker.find_lot(fence) is not None:
+                yield session
 
     def is_settled(self, run: Run, index: int) -> bool:
         """Nothing will be added to the output of its last attempt, and no other attempt follows."""
@@ -435,9 +447,14 @@ class Queries:
         if asked.what == "tasks":
             if asked.state and asked.state not in _IN_STATE:
                 raise BadMessage(f"no task is ever '{asked.state}'", field="state")
-            run = self.run(asked.run)
-            tasks, more = self._tasks(run, 0, len(run.state), asked.cursor, limit, asked.state)
+            run, cursor = self.run(asked.run), asked.cursor
+            if asked.task and not cursor:
+                cursor = str(sum(self.stretch(run, asked.task, asked.member)))
+            tasks, more = self._tasks(run, 0, len(run.state), cursor, limit, asked.state)
             return msg.Listed(tasks=tasks, next=more)
+        if asked.what == "specs":
+            specs, more = self._specs(self.run(asked.run), int(asked.cursor or 0), limit)
+            return msg.Listed(specs=specs, next=more)
         raise BadMessage(f"there is no listing of '{asked.what}'", field="what")
 
     def _runs(self, before: int, limit: int, state: str) -> tuple[tuple[msg.RunRow, ...], str]:
@@ -510,6 +527,29 @@ class Queries:
             looks += 1
         return tuple(rows), str(at) if at < end else ""
 
+    def _specs(self, run: Run, at: int, limit: int) -> tuple[tuple[msg.SpecRow, ...], str]:
+        """A page of what the graph describes; after a very large array it ends, for the loop that everybody shares."""
+        rows: list[msg.SpecRow] = []
+        # The states of the run, the one that most tasks are in last: how many are in that one needs no count.
+        states = [state for state, n in sorted(enumerate(run.counts), key=itemgetter(1)) if n]
+        looked = 0
+        while at < len(run.names) and len(rows) < limit and looked < MEMBERS_PER_PAGE:
+            first, count = run.first[at], run.count[at]
+            column, counts, left = run.state[first : first + count], dict[str, int](), count
+            for state in states:
+                found = left if state == states[-1] else column.count(state)
+                if found:
+                    public = PUBLIC[TaskState(state)]
+                    counts[public] = counts.get(public, 0) + found
+                    left -= found
+                if not left:
+                    break
+            needs = tuple(run.names[parent] for parent in run.parents_of(at))
+            rows.append(msg.SpecRow(run.names[at], count if at in run.arrays else -1, counts, needs))
+            looked += count
+            at += 1
+        return tuple(rows), str(at) if at < len(run.names) else ""
+
     def _task_row(self, run: Run, view: TaskView, row: AttemptRow | None) -> msg.TaskRow:
         task_id = str(TaskId(run.id, view.name))
         spec = run.spec_of(view.index)
@@ -536,7 +576,7 @@ class Queries:
             view.state,
             view.reason,
             view.generation,
-            row.attempt,
+            view.attempt,
             row.worker,
             _exit_code(row),
             row.started / 1e6,

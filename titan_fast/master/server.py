@@ -401,6 +401,7 @@ class Master:
                 old.abort()
         session.worker = message.worker
         session.nonce = message.nonce
+        session.fetches = message.fetches
         self._remember(message)
         session.known_specs.clear()
         session.attaching = True

@@ -48,6 +48,8 @@ class Session(asyncio.Protocol):
         """Run -> specs that were described to this worker, and are still as they were."""
         self.acknowledge = -1
         """Sequence of the last RESULT frame, to be acknowledged with this turn's facts."""
+        self.fetches = False
+        """A worker that can be asked for parts of outputs."""
         self.attaching = False
         """An ATTACH is here and its VERDICT not yet made: nothing overtakes it."""
         self.attached_at = 0

@@ -1,8 +1,9 @@
 """Who waits for what: watchers of runs and tasks, followers of output, collectors of results.
 
 Watchers are told every change they asked for, at most ten times a second, and the end always. Followers pull: they
-keep an offset. Collectors are told what functions gave in the turn in which it came, out of its facts. A peer that does
-not drain, or whose words wait for the disk, is told nothing new until that has left.
+keep an offset, and what is not kept here is asked of the worker. Collectors are told what functions gave in the turn in
+which it came, out of its facts. A peer that does not drain, or whose words wait for the disk, is told nothing new until
+that has left.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import msgspec
 
 from titan_fast.errors import BadMessage, InternalError, TitanError, TooLarge
+from titan_fast.master.logs import READ_PIECE
 from titan_fast.master.queries import BYTES_PER_PAGE, Watched
 from titan_fast.master.session import Session
 from titan_fast.protocol import messages as msg
+from titan_fast.protocol.connection import send
 from titan_fast.scheduler.facts import AttemptsEnded, Fact, TasksSettled
 from titan_fast.scheduler.lifecycle import FINAL
 
@@ -28,6 +31,8 @@ MAX_WATCHES = 10_000
 """Open watches of one connection; and as many outputs that it follows."""
 PROGRESS_INTERVAL = 0.1
 """Seconds between two updates of progress."""
+FETCHES = 16
+"""Parts of outputs that workers are asked for at a time: each is `READ_PIECE` bytes of memory when it comes."""
 FULL = 1 / 4
 """So much of `limits.undrained` may wait for the disk before watchers and followers of a connection pause."""
 ONLY_FUNCTIONS = "results are told as they come of whole runs of functions alone"
@@ -160,12 +165,19 @@ class _Follower(_Waiter, eq=False):
     follow: bool
     fixed: bool
     """Asked for one attempt by its number; otherwise goes on with the next attempt."""
+    asked: Session | None = None
+    """The worker that was asked for what is at ``offset`` and not here."""
+    lost: int = 0
+    """Nobody has anything between ``offset`` and here."""
 
 
 class Followers:
     def __init__(self, master: Master) -> None:
         self._master = master
         self._waiters: _Waiters[_Follower] = _Waiters()
+        self._asking: dict[_Follower, None] = {}
+        """Those for whom a worker was asked; others that want to are `_queued`."""
+        self._queued: dict[_Follower, None] = {}
 
     def start(self, session: Session, request: int, asked: msg.Logs) -> None:
         """Send what is kept; with follow go on until the task is final.
@@ -194,7 +206,61 @@ class Followers:
         self._master.pump.wake()
 
     def session_closed(self, session: Session) -> None:
+        for follower in self._waiters.of_session(session):
+            self._asking.pop(follower, None)
+            self._queued.pop(follower, None)
         self._waiters.session_closed(session)
+        unanswered = [follower for follower in self._asking if follower.asked is session]
+        for follower in unanswered:
+            follower.asked = None
+            del self._asking[follower]
+        self._pull_all(unanswered)
+        self._ask_next()
+
+    def fetched(self, session: Session, message: msg.Fetched, data: bytes) -> None:
+        """What a worker has of an output that is not here. It goes on to whoever asked for it, and is not kept."""
+        pump = self._master.pump
+        heard = []
+        for follower in self._waiters.of_task(message.run, message.index):
+            if follower.asked is not session or (follower.fence, follower.offset) != (message.fence, message.asked):
+                continue
+            heard.append(follower)
+            follower.asked = None
+            del self._asking[follower]
+            end, _ = self._master.logs.read(follower.run, follower.fence, follower.offset)
+            part = data[: max(0, end - message.offset)] if message.offset >= follower.offset else b""
+            if not part:
+                follower.lost = end
+                continue
+            logged = msg.Logged(offset=message.offset, dropped=message.offset - follower.offset, fence=follower.fence)
+            follower.offset = message.offset + len(part)
+            follower.session.reply(logged, follower.request, (part,))
+            if pump.position <= pump.durable:
+                follower.session.flush(pump.durable)
+        self._pull_all(heard)
+        self._ask_next()
+
+    def _ask(self, follower: _Follower, end: int) -> bool:
+        """Ask its worker for what is missing before ``end``, now or in turn; False when there is none to ask."""
+        if follower.lost >= end:
+            return False
+        for session in self._master.queries.sessions_with(follower.run, follower.index, follower.fence):
+            if len(self._asking) >= FETCHES:
+                self._queued[follower] = None
+                return True
+            size = min(READ_PIECE, end - follower.offset)
+            session.send_work(0, send(msg.Fetch(follower.run, follower.index, follower.fence, follower.offset, size)))
+            follower.asked = session
+            self._asking[follower] = None
+            self._master.pump.wake()
+            return True
+        return False
+
+    def _ask_next(self) -> None:
+        while self._queued and len(self._asking) < FETCHES:
+            follower = next(iter(self._queued))
+            del self._queued[follower]
+            self._pull_all([follower])
 
     def _pull_all(self, followers: list[_Follower]) -> None:
         for follower in followers:
@@ -208,16 +274,21 @@ class Followers:
                 follower.session.refuse_request(problem, follower.request)
                 is_done = True
             if is_done:
+                self._queued.pop(follower, None)
                 self._waiters.remove(follower)
 
     def _pull(self, follower: _Follower) -> bool:
         """Send what is new as far as there is room; True when the follower is done."""
         logs, session, pump = self._master.logs, follower.session, self._master.pump
         while not session.closed:
+            if follower.asked is not None:
+                return False
             while _has_room(session):
                 start, data = logs.read(follower.run, follower.fence, follower.offset)
                 if not data:
                     break
+                if start > follower.offset and self._ask(follower, start):
+                    return False
                 dropped = start - follower.offset
                 follower.offset = start + len(data)
                 logged = msg.Logged(offset=start, dropped=dropped, fence=follower.fence)

@@ -226,15 +226,21 @@ class Update(WithAttachments, frozen=True, omit_defaults=True):
 
 class List(Message, frozen=True, omit_defaults=True):
     what: str
-    """``runs``, ``tasks``, ``workers`` or ``dead`` (the DEAD tasks of all runs that nobody dropped)."""
+    """``runs``, ``tasks``, ``workers``, ``dead`` (the DEAD tasks of all runs that nobody dropped) or ``specs`` (the
+    tasks of a run as its graph describes them: an array is one row)."""
     run: RunNumber = 0
-    """Whose tasks; 0 is the newest run."""
+    """Whose tasks or specs; 0 is the newest run."""
     state: str = ""
     """Only those in this state."""
     cursor: Cursor = ""
     """``next`` of the page before; empty for the first page."""
     limit: Limit = 100
     """At most so many rows; the master may cut it."""
+    task: str = ""
+    """Of ``tasks``, without a cursor: only those behind this one. Critical: a master that does not know it would begin
+    at the first one again."""
+    member: Member = -1
+    """Behind this member of the array ``task``; -1: behind all of them. Critical."""
 
 
 class RunRow(msgspec.Struct, frozen=True):
@@ -262,7 +268,7 @@ class TaskRow(msgspec.Struct, frozen=True):
     generation: Count
     """Counts retries by hand."""
     attempt: Count
-    """Counts starts within the generation."""
+    """Counts starts, through all generations; what was given to a worker and never started does not count."""
     worker: str
     """Name of the worker."""
     exit_code: int | None
@@ -270,6 +276,17 @@ class TaskRow(msgspec.Struct, frozen=True):
     finished_at: Wall
     duration: float | None
     """Seconds."""
+    needs: tuple[str, ...] = ()
+
+
+class SpecRow(msgspec.Struct, frozen=True):
+    """A task of a graph; an array is one."""
+
+    name: str
+    members: SizeOrNone
+    """Of an array; -1: it is none."""
+    counts: dict[str, Count]
+    """Its members by state, without the states that none of them is in."""
     needs: tuple[str, ...] = ()
 
 
@@ -293,6 +310,7 @@ class Listed(Message, frozen=True, omit_defaults=True):
     runs: tuple[RunRow, ...] = ()
     tasks: tuple[TaskRow, ...] = ()
     workers: tuple[WorkerRow, ...] = ()
+    specs: tuple[SpecRow, ...] = ()
     next: str = ""
     """Cursor of the next page; empty when this is the last one."""
     durable: bool = True
@@ -682,6 +700,8 @@ class Attach(Message, frozen=True, omit_defaults=True):
     """Runs whose working copies it keeps: those that are over are forgotten in time."""
     nonces: dict[str, str] = {}
     """Epoch (as text) -> nonce of the masters that assigned what is in the inventory."""
+    fetches: bool = False
+    """It answers FETCH."""
 
 
 class VerdictMessage(Message, frozen=True, omit_defaults=True):
@@ -742,6 +762,29 @@ class Forget(Message, frozen=True, omit_defaults=True):
     """The run whose working copy may go."""
 
 
+class Fetch(Message, frozen=True, omit_defaults=True):
+    run: RunNumber
+    index: Count
+    fence: FenceNumber
+    """The attempt."""
+    offset: Size
+    """Where to begin in its output."""
+    size: Size
+    """Bytes wanted; the worker may cut it."""
+
+
+class Fetched(WithAttachments, frozen=True, omit_defaults=True, kw_only=True):
+    """One attachment: bytes of the output; none when the worker has nothing there, or behind it."""
+
+    run: RunNumber
+    index: Count
+    fence: FenceNumber
+    asked: Size
+    """``offset`` of the FETCH."""
+    offset: Size
+    """Where the bytes begin: behind what was asked for when that is gone."""
+
+
 for _op, _cls in (
     (Op.HELLO, Hello),
     (Op.CHALLENGE, Challenge),
@@ -791,6 +834,8 @@ for _op, _cls in (
     (Op.OUTPUT, Output),
     (Op.GOODBYE, Goodbye),
     (Op.FORGET, Forget),
+    (Op.FETCH, Fetch),
+    (Op.FETCHED, Fetched),
 ):
     _register(_op, _cls)
 

@@ -53,7 +53,7 @@ class Op(IntEnum):
     ACCEPTED = 0x11, "master", "Answer to SUBMIT, CANCEL, RETRY, DROP and ARTIFACT_PUBLISH: it is durable."
     WATCH = 0x12, "client", "Tell me how a run or task goes, until it is final."
     UPDATE = 0x13, "master", "Answer to WATCH, and to SUBMIT with watch; the last one is final."
-    LIST = 0x14, "client", "One page of runs, tasks or workers."
+    LIST = 0x14, "client", "One page of runs, tasks, workers or what a graph describes."
     LISTED = 0x15, "master", "Answer to LIST."
     SHOW = 0x16, "client", "One run with a page of its tasks."
     SHOWN = 0x17, "master", "Answer to SHOW."
@@ -110,6 +110,8 @@ class Op(IntEnum):
     OUTPUT = 0x3A, "worker", "A piece of an attempt's output."
     GOODBYE = 0x3B, "worker", "I am draining: nothing new please. With nothing left: I am gone."
     FORGET = 0x3C, "master", "A run is over: its working copy may go."
+    FETCH = 0x3E, "master", "A part of an output that the master does not keep, please."
+    FETCHED = 0x3F, "worker", "Answer to FETCH: that part, or what there is behind it."
 
 
 BY_NUMBER: dict[int, Op] = {int(op): op for op in Op}

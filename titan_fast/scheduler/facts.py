@@ -53,6 +53,7 @@ class AttemptsEnded(Fact, frozen=True, tag="attempts_ended"):
     index: list[int]
     generation: list[int]
     attempt: list[int]
+    """Its number; 0 when it never started: it has none."""
     fence: list[int]
     worker: list[str]
     """Names."""

@@ -348,15 +348,20 @@ class Witness:
 
     def _ended(self, item: fact.AttemptsEnded, row: int) -> None:
         index, fence, to, reason = item.index[row], item.fence[row], item.state[row], item.reason[row]
-        expected = _Attempt(item.run, index, item.generation[row], item.attempt[row])
         possible = self.possible.pop(fence, None)
-        assert self.open.pop(fence, possible) == expected, f"{expected} with fence {fence} was not open"
+        known = self.open.pop(fence, possible)
+        began = bool(item.attempt[row])
+        number = item.attempt[row] if began or known is None else known.attempt
+        expected = _Attempt(item.run, index, item.generation[row], number)
+        assert known == expected, f"{expected} with fence {fence} was not open"
+        assert began or to in ("PENDING", "CANCELLED"), f"{item.run}/{index} is {to} by what never started"
         self.busy.discard((item.run, index))
         ledger = self.runs[item.run]
         assert fence > ledger.floor[index], f"{item.run}/{index}: fence {fence} is not above its floor"
         ledger.floor[index] = fence
         ledger.due[index] = item.due.get(row, (0.0, 0.0))[0]
-        ledger.attempt[index] = item.attempt[row]
+        if began:
+            ledger.attempt[index] = number
         if reason == "worker_lost":
             assert item.worker[row] in self.fallen, f"{item.run}/{index} counts a crash, {item.worker[row]} lives"
             ledger.crashes[index] += 1

@@ -136,7 +136,8 @@ class _Replay:
     def _ended(self, row: tuple[int, int, int, int, str, str, float, float, str], at: float) -> None:
         run = self.run
         index, _generation, attempt, fence, state, reason, due, seconds, worker = row
-        run.attempts[index] = attempt
+        if attempt:
+            run.attempts[index] = attempt
         self.visited.add(worker)
         if state == "PENDING":
             run.floors[index] = max(fence, run.floor_of(index))

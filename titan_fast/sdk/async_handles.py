@@ -147,12 +147,12 @@ class AsyncTaskHandle(_AsyncHandle):
     async def logs(self, attempt: int = 0) -> str:
         """The output of its newest attempt (or of the given one), as far as it is kept."""
         pieces = self._stream(calls.logs(self.target, False, -1, attempt))
-        return b"".join([piece.data async for piece in pieces]).decode("utf-8", "replace")
+        return b"".join([piece.shown async for piece in pieces]).decode("utf-8", "replace")
 
     async def follow(self) -> AsyncIterator[bytes]:
         """Its output as it comes, until the task is final."""
         async for piece in self._stream(calls.logs(self.target, True, -1, 0)):
-            yield piece.data
+            yield piece.shown
 
 
 class AsyncRunHandle(_AsyncHandle):

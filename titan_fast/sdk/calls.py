@@ -24,6 +24,7 @@ MAX_KEY = 512
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]").search
 """What moves a cursor, ends a line or turns the direction of writing."""
 _CURSOR = re.compile("[0-9]{0,18}").fullmatch
+_LOGS_CURSOR = re.compile(r"([0-9]{1,19}\.[0-9]{1,19})?").fullmatch
 
 
 class Call(msgspec.Struct, Generic[T], frozen=True):
@@ -146,6 +147,13 @@ def list_page(what: str, run: int = 0, state: str = "", cursor: str = "", limit:
     return Call(msg.List(what, run, state, _page(cursor), limit), _message)
 
 
+def tasks_after(target: TaskId, state: str, limit: int) -> Call[msg.Listed]:
+    """The first page of the tasks behind this one; the others by cursor."""
+    run, task, member = _parts(target)
+    asked = msg.List("tasks", run, state, limit=limit, task=task, member=member, critical=("task", "member"))
+    return Call(asked, _message)
+
+
 def show(target: TaskId, cursor: str = "", limit: int = 1000) -> Call[msg.Shown]:
     return Call(msg.Show(*_parts(target), _page(cursor), limit), _message)
 
@@ -168,14 +176,41 @@ class Piece(msgspec.Struct, frozen=True):
     final: bool
     state: str
     attempt: int
+    fence: int
+    offset: int
+    """Where it begins in the output of the attempt with that fence."""
+
+    @property
+    def shown(self) -> bytes:
+        """For people: with a line before it where something is missing."""
+        return (
+            b"\n[\xe2\x80\xa6 %d bytes not kept \xe2\x80\xa6]\n%b" % (self.dropped, self.data)
+            if self.dropped
+            else self.data
+        )
+
+    def to_cursor(self, read: int) -> str:
+        """Where to go on when so much of it has been read."""
+        return f"{self.fence}.{self.offset + read}"
 
 
-def logs(target: TaskId, follow: bool, tail: int, attempt: int) -> Stream[Piece]:
-    """``target`` names its run, as for `watch`."""
+def logs(target: TaskId, follow: bool, tail: int, attempt: int, cursor: str = "") -> Stream[Piece]:
+    """``target`` names its run, as for `watch`. ``cursor``: of `Piece.to_cursor`. Raises InvalidUsage."""
+    if _LOGS_CURSOR(cursor) is None:
+        raise InvalidUsage(f"'{cursor}' is no cursor", hint="one stands beside the page before it, as its `next`")
+    fence, _, offset = cursor.partition(".")
 
     def parse(incoming: Incoming) -> Piece:
         logged = _message(incoming)
-        return Piece(_data(incoming), logged.dropped, logged.final, logged.state, logged.attempt)
+        return Piece(
+            _data(incoming),
+            logged.dropped,
+            logged.final,
+            logged.state,
+            logged.attempt,
+            logged.fence,
+            logged.offset,
+        )
 
     def resume(asked: Message, incoming: Incoming) -> Message:
         logged = _message(incoming)
@@ -183,7 +218,7 @@ def logs(target: TaskId, follow: bool, tail: int, attempt: int) -> Stream[Piece]
         return msgspec.structs.replace(asked, fence=logged.fence, offset=read, tail=-1)
 
     run, task, member = _parts(target)
-    message = msg.Logs(run, task, member, attempt, follow, tail)
+    message = msg.Logs(run, task, member, attempt, follow, tail, int(fence or 0), int(offset or 0))
     then = f"titan-fast logs {'-f ' if follow else ''}{target}"
     return Stream(message, parse, lambda piece: piece.final, resume, then)
 

@@ -79,8 +79,9 @@ class Executor(concurrent.futures.Executor):
     """Runs calls on the workers. `client.executor()` makes one.
 
     What the standard library says of executors holds: ``submit``, ``map`` and ``shutdown``, futures that can be waited
-    for, ``with``, `asyncio.loop.run_in_executor`. A call that did not return raises what a task does: `TaskFailed`, its
-    cause the function's own exception. When the master went away and did not come back, that is `NoMaster`.
+    for, ``with``, `asyncio.loop.run_in_executor`; in coroutines ``async with`` does not block the loop. A call that did
+    not return raises what a task does: `TaskFailed`, its cause the function's own exception. When the master went away
+    and did not come back, that is `NoMaster`.
 
     A call is sent at once, or, when others are on their way, within a millisecond or two and with all that were
     submitted meanwhile. Its result is told as soon as it is durable, whatever else was sent with it. Arguments are
@@ -146,6 +147,13 @@ class Executor(concurrent.futures.Executor):
         self._sender.close(cancel_futures)
         if wait:
             self._sender.join()
+
+    async def __aenter__(self) -> Executor:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """As the end of ``with``; the loop goes on meanwhile."""
+        await asyncio.to_thread(self.shutdown)
 
 
 class _OwnClient(AsyncClient):

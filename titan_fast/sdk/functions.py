@@ -23,7 +23,7 @@ from typing import Any
 
 import cloudpickle
 
-from titan_fast.errors import InvalidGraph
+from titan_fast.errors import FunctionRaised, InvalidGraph
 from titan_fast.model.spec import MAX_MEMBERS, MAX_PAYLOAD
 
 PROTOCOL = 5
@@ -188,16 +188,24 @@ def returned(data: bytes) -> Any:
 
 
 def raised(left: bytes) -> tuple[str, BaseException | None]:
-    """(traceback, exception) of what a failed function left; empty and None when it left none."""
+    """(traceback, exception) of what a failed function left; empty and None when it left none. An exception that
+    cannot be had itself is a `FunctionRaised`."""
     _, has_more, data = left.partition(b"\0")
     if not has_more:
         return "", None
+    file = io.BytesIO(data)
     try:
-        text, pickled = pickle.loads(data)
+        text, pickled = pickle.load(file)
     except Exception:  # written by another Python, say
         return "", None
     try:
         error = pickle.loads(pickled) if pickled else None
     except Exception:  # its class is not here, or does not take its own arguments back
         error = None
-    return str(text), error if isinstance(error, BaseException) else None
+    if isinstance(error, BaseException):
+        return str(text), error
+    try:
+        name, message = pickle.load(file)
+    except Exception:  # a worker from before it was told
+        return str(text), None
+    return str(text), FunctionRaised(str(name), str(message))

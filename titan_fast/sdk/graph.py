@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 import msgspec
 
@@ -13,14 +14,17 @@ from titan_fast.model.expand import Matrix, replace_references
 from titan_fast.model.names import check_graph_name, check_name, closest, normal_capabilities
 from titan_fast.model.results import references, result_of
 from titan_fast.model.scripts import check_isolation, check_preload
-from titan_fast.model.spec import DEFAULT_GRACE, Affinity, GraphSpec, Retry, TaskSpec, Work
+from titan_fast.model.spec import DEFAULT_GRACE, MAX_SECONDS, Affinity, GraphSpec, Retry, TaskSpec, Work
 from titan_fast.model.units import parse_duration
+from titan_fast.sdk.options import check_options
 
 if TYPE_CHECKING:
     from titan_fast.sdk.handles import RunHandle
 
 Duration = float | str
 """Seconds, or a text like ``90s``, ``1h30m``, ``PT5M``."""
+Needs: TypeAlias = "Task | str | Iterable[Task | str]"
+"""Tasks, as objects or by their names."""
 
 
 class Task:
@@ -69,7 +73,9 @@ class Graph:
     """
 
     def __init__(self, name: str, *, project: str | Path | None = None, env: Mapping[str, str] | None = None) -> None:
+        check_options("a graph", name=name, env=env)
         self.name = _checked(check_graph_name, name)
+        check_options(f"graph '{name}'", project=project)
         self.project = None if project is None else Path(project)
         self.env = dict(env or {})
         self.tasks: dict[str, Task] = {}
@@ -88,7 +94,7 @@ class Graph:
         python: str = "",
         isolation: Literal["warm", "fresh"] | None = None,
         preload: Iterable[str] = (),
-        needs: Iterable[Task | str] = (),
+        needs: Needs = (),
         requires: Iterable[str] = (),
         priority: int = 1,
         affinity: bool | str | Affinity | None = None,
@@ -121,10 +127,29 @@ class Graph:
         Raises:
             InvalidGraph: names the task and what is wrong with it.
         """
-        _checked(check_name, name)
-        if name in self.tasks:
-            raise InvalidGraph(f"task '{name}' is there already")
-        parents = tuple(self._parent(name, parent) for parent in needs)
+        self._check_new(name)
+        check_options(
+            f"task '{name}'",
+            run=run,
+            file=file,
+            args=args,
+            python=python,
+            isolation=isolation,
+            preload=preload,
+            needs=_several(needs),
+            requires=requires,
+            priority=priority,
+            affinity=affinity,
+            delay=delay,
+            timeout=timeout,
+            grace=grace,
+            retries=retries,
+            retry=retry,
+            when=when,
+            env=env,
+            matrix=matrix,
+        )
+        parents = self._parents(name, needs)
         members = _matrix(name, matrix)
         work = self._work(name, run, file, args, python, env, timeout, grace)
         work = _with_isolation(name, work, isolation, preload)
@@ -137,7 +162,7 @@ class Graph:
             requires=_capabilities(name, requires),
             priority=int(priority),
             delay=_seconds(name, "delay", delay),
-            retry=retry if retry is not None else Retry(max=retries),
+            retry=retry if retry is not None else Retry(max=int(retries)),
             when=when,
             affinity=_affinity(name, affinity, bool(parents)),
             count=members.count if members is not None else 1,
@@ -145,8 +170,6 @@ class Graph:
         )
         if when not in ("success", "failure", "always"):
             raise InvalidGraph(f"task '{name}': when={when!r} is not success, failure or always")
-        if spec.retry.max < 0:
-            raise InvalidGraph(f"task '{name}': retries cannot be negative")
         task = self.tasks[name] = Task(self, spec, members)
         return task
 
@@ -156,7 +179,7 @@ class Graph:
         /,
         *args: object,
         name: str | None = None,
-        needs: Iterable[Task | str] = (),
+        needs: Needs = (),
         requires: Iterable[str] = (),
         priority: int = 1,
         affinity: bool | str | Affinity | None = None,
@@ -200,7 +223,7 @@ class Graph:
         /,
         *,
         name: str | None = None,
-        needs: Iterable[Task | str] = (),
+        needs: Needs = (),
         requires: Iterable[str] = (),
         priority: int = 1,
         affinity: bool | str | Affinity | None = None,
@@ -219,6 +242,7 @@ class Graph:
         from titan_fast.sdk import functions
 
         name = self._free_name(name, function)
+        check_options(f"task '{name}'", items=items)
         parents = _Parents(self, name)
         count, payload = functions.pickled_items(name, items, parents.stand_in)
         options = _Options(requires, priority, affinity, delay, timeout, grace, retries, retry, env)
@@ -232,14 +256,16 @@ class Graph:
         array: bool,
         payload: bytes,
         arguments: _Parents,
-        needs: Iterable[Task | str],
+        needs: Needs,
         options: _Options,
     ) -> Task:
         from titan_fast.sdk import functions
 
         if not callable(function):
             raise InvalidGraph(f"task '{name}': {function!r} cannot be called")
-        parents = tuple(dict.fromkeys((*arguments.names, *(self._parent(name, parent) for parent in needs))))
+        if needs != () or options != _USUAL:
+            check_options(f"task '{name}'", needs=_several(needs), **options._asdict())
+        parents = tuple(dict.fromkeys((*arguments.names, *self._parents(name, needs))))
         pickled = functions.pickled_function(name, function, self.project is not None)
         work = Work(
             function=0,
@@ -256,21 +282,17 @@ class Graph:
             requires=_capabilities(name, options.requires),
             priority=int(options.priority),
             delay=_seconds(name, "delay", options.delay),
-            retry=options.retry if options.retry is not None else Retry(max=options.retries),
+            retry=options.retry if options.retry is not None else Retry(max=int(options.retries)),
             affinity=_affinity(name, options.affinity, bool(parents)),
             count=count,
             array=array,
         )
-        if spec.retry.max < 0:
-            raise InvalidGraph(f"task '{name}': retries cannot be negative")
         task = self.tasks[name] = Task(self, spec, function=pickled, payload=payload)
         return task
 
     def _free_name(self, name: str | None, function: Callable[..., object]) -> str:
         if name is not None:
-            _checked(check_name, name)
-            if name in self.tasks:
-                raise InvalidGraph(f"task '{name}' is there already")
+            self._check_new(name)
             return name
         from titan_fast.sdk import functions
 
@@ -283,11 +305,22 @@ class Graph:
         self._numbered[base] = number
         return free
 
+    def _check_new(self, name: str) -> None:
+        check_options("a task", name=name)
+        _checked(check_name, name)
+        if name in self.tasks:
+            raise InvalidGraph(f"task '{name}' is there already")
+
+    def _parents(self, name: str, needs: Needs) -> tuple[str, ...]:
+        return tuple(self._parent(name, parent) for parent in _several(needs))
+
     def _parent(self, name: str, parent: Task | str) -> str:
         if isinstance(parent, Task):
             if parent.graph is not self:
                 raise InvalidGraph(f"task '{name}' needs {parent!r}, which is in another graph")
             return parent.name
+        if not isinstance(parent, str):
+            raise InvalidGraph(f"task '{name}': needs: {parent!r} is not a task or the name of one", field="needs")
         if parent not in self.tasks:
             known = closest(parent, self.tasks)
             hint = f" (did you mean '{known}'?)" if known else ""
@@ -346,7 +379,7 @@ class Graph:
             argv=argv,
             shell=run if isinstance(run, str) else "",
             file="" if file is None else Path(file).as_posix(),
-            args=tuple(str(arg) for arg in args),
+            args=_arguments(name, args),
             python=python,
             env={str(key): str(value) for key, value in (env or {}).items()},
             timeout=_seconds(name, "timeout", timeout),
@@ -388,7 +421,9 @@ class Graph:
 
 def _with_isolation(name: str, work: Work, isolation: str | None, preload: Iterable[str]) -> Work:
     """How a Python script begins, if anything was said about that."""
-    modules = (preload,) if isinstance(preload, str) else tuple(dict.fromkeys(preload))
+    modules = (preload,) if isinstance(preload, str) else tuple(preload)
+    check_options(f"task '{name}'", preload=modules)
+    modules = tuple(dict.fromkeys(modules))
     field = "isolation"
     try:
         if isolation is not None:
@@ -417,6 +452,9 @@ class _Options(NamedTuple):
     env: Mapping[str, str] | None
 
 
+_USUAL = _Options((), 1, None, 0, 0, DEFAULT_GRACE, 0, None, None)
+
+
 class _Parents:
     """The tasks that stand among the arguments of one, in the order in which they were found."""
 
@@ -435,11 +473,27 @@ class _Parents:
         return place, item.function is not None, item.spec.array
 
 
+def _several(needs: Needs) -> Iterable[Task | str]:
+    """One stands for a list of one."""
+    return (needs,) if isinstance(needs, Task | str) else needs
+
+
+def _arguments(name: str, args: str | Iterable[object]) -> tuple[str, ...]:
+    """A text is split as a shell would."""
+    try:
+        return tuple(shlex.split(args) if isinstance(args, str) else map(str, args))
+    except ValueError as error:
+        raise InvalidGraph(f"task '{name}': args: {error}") from None
+
+
 def _seconds(name: str, field: str, value: Duration) -> float:
     try:
-        return parse_duration(value)
+        seconds = parse_duration(value)
+        if seconds > MAX_SECONDS:
+            raise ValueError(f"{value!r} is longer than ten years")
     except ValueError as error:
         raise InvalidGraph(f"task '{name}': {field}: {error}") from None
+    return seconds
 
 
 def _affinity(name: str, value: bool | str | Affinity | None, has_parents: bool) -> Affinity | None:
@@ -458,6 +512,9 @@ def _matrix(name: str, values: Mapping[str, Sequence[object]] | None) -> Matrix 
     """The matrix of an array; every value as the text that stands for it."""
     if values is None:
         return None
+    for key, column in values.items():
+        if not isinstance(key, str) or isinstance(column, str | bytes) or not isinstance(column, Collection):
+            raise InvalidGraph(f"task '{name}': matrix: {key!r}: {column!r} is not a name and a list of values")
     if not values or any(not len(column) for column in values.values()):
         raise InvalidGraph(f"task '{name}': the matrix has no values")
     matrix = Matrix({key: tuple(_text(value) for value in column) for key, column in values.items()})
@@ -492,8 +549,12 @@ def _check_references(name: str, work: Work, matrix: Matrix | None) -> None:
 
 
 def _capabilities(name: str, requires: Iterable[str]) -> tuple[str, ...]:
+    if requires == ():
+        return ()
+    several = (requires,) if isinstance(requires, str) else tuple(requires or ())
+    check_options(f"task '{name}'", requires=several)
     try:
-        return normal_capabilities(list(requires))
+        return normal_capabilities(several)
     except ValueError as error:
         raise InvalidGraph(f"task '{name}': requires: {error}") from None
 

@@ -137,12 +137,12 @@ class TaskHandle(_Handle):
     def logs(self, attempt: int = 0) -> str:
         """The output of its newest attempt (or of the given one), as far as it is kept."""
         pieces = self._stream(calls.logs(self.target, False, -1, attempt))
-        return b"".join(piece.data for piece in pieces).decode("utf-8", "replace")
+        return b"".join(piece.shown for piece in pieces).decode("utf-8", "replace")
 
     def follow(self) -> Iterator[bytes]:
         """Its output as it comes, until the task is final."""
         for piece in self._stream(calls.logs(self.target, True, -1, 0)):
-            yield piece.data
+            yield piece.shown
 
 
 class RunHandle(_Handle):

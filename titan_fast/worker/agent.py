@@ -7,6 +7,7 @@ What the next agent needs, should this one be killed, is in the journal. Whateve
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -32,9 +33,10 @@ from titan_fast.worker.executors.lane import Ended as EndedFunctions
 from titan_fast.worker.executors.lane import Function
 from titan_fast.worker.function_attempts import FunctionAttempts, each_of
 from titan_fast.worker.journal import Begun, Ended, Past
+from titan_fast.worker.kept import KeptOutputs
 from titan_fast.worker.link import Link
 from titan_fast.worker.machine import Machine, ThisMachine
-from titan_fast.worker.output import OUTPUT_NAME
+from titan_fast.worker.output import OUTPUT_NAME, SHIP_HEAD, SHIP_TAIL, read_part
 from titan_fast.worker.results import Uploads
 from titan_fast.worker.slots import Slots, Start, Stretch, each
 from titan_fast.worker.workspace import NO_ROOM
@@ -47,6 +49,8 @@ RECORD_BYTES = 64
 """About what a result takes on the wire beside its bytes."""
 ROOM_INTERVAL = 1.0
 """Seconds between looks whether a full disk has room again."""
+FETCH_BYTES = 256 << 10
+"""Of an output in one answer."""
 LAST_WORDS = 2.0
 """Seconds that a stopping agent waits for the acknowledgement of its results."""
 EVERYTHING = 1 << 63
@@ -123,6 +127,7 @@ class Agent:
         self._link = Link(addresses, find_token, self, self._machine.random)
         self._executor = self._machine.executor(self)
         self._shipper = self._machine.shipper(self._emit)
+        self._kept = KeptOutputs(settings.keep_outputs, self._files.remove_attempt)
         self._copies = self._machine.copies(self._link.send)
         self._uploads = Uploads(self._link.send)
         self._inherited = with_own_programs(inherit(self._machine.environ, settings.environment))
@@ -346,6 +351,7 @@ class Agent:
             permanent=self._settings.permanent,
             inventory=tuple(held),
             copies=tuple(self._files.runs()[-msg.MAX_COPIES :]),
+            fetches=True,
             nonces={str(epoch): self._journal.epochs.get(epoch, "") for epoch in epochs},
         )
 
@@ -417,6 +423,7 @@ class Agent:
         self._functions.forget({run for run, _ in self._specs if run not in kept}.union(copies))
         for run in copies:
             self._copies.forget(run)
+        self._kept.clear()
         self._specs = {key: spec for key, spec in self._specs.items() if key[0] in kept}
         self._files.remember_history(self._history)
 
@@ -469,6 +476,9 @@ class Agent:
             case Op.FORGET:
                 assert isinstance(incoming.message, msg.Forget)
                 self._forget(incoming.message.run)
+            case Op.FETCH:
+                assert isinstance(incoming.message, msg.Fetch)
+                self._fetch(incoming.message)
             case Op.BLOB_PIECE | Op.BLOB_HELD | Op.ERROR:
                 self._copies.answered(incoming)
                 self._uploads.answered(incoming)
@@ -678,6 +688,7 @@ class Agent:
             del self._specs[key]
         self._functions.forget({run})
         self._copies.forget(run)
+        self._kept.forget_run(run)
 
     # ------------------------------------------------------------ a full disk
 
@@ -685,6 +696,7 @@ class Agent:
         """Start nothing until something fits on the disk again. What waits stays, for the master to recall."""
         if not self._is_full:
             self._is_full = True
+            self._kept.clear()
             log.warning("the disk of the work directory is full (%s): nothing is started until there is room", reason)
             asyncio.get_running_loop().call_later(ROOM_INTERVAL, self._look_for_room)
 
@@ -759,6 +771,17 @@ class Agent:
         wrote = self._wrote[fence]
         output = msg.Output(run=wrote.run, index=wrote.index, fence=fence, offset=offset, final=final, total=total)
         self._link.send(send(output, (data,)))
+
+    def _fetch(self, asked: msg.Fetch) -> None:
+        """A part of an output, as far as it is here."""
+        offset, data = asked.offset, b""
+        wrote = self._wrote.get(asked.fence)
+        is_here = wrote is not None and (wrote.run, wrote.index) == (asked.run, asked.index)
+        if is_here or self._kept.has(asked.fence, asked.run, asked.index):
+            with contextlib.suppress(OSError):
+                offset, data = read_part(self._output_path(asked.fence), offset, min(asked.size, FETCH_BYTES))
+        fetched = msg.Fetched(run=asked.run, index=asked.index, fence=asked.fence, asked=asked.offset, offset=offset)
+        self._link.send(send(fetched, (data,) if data else ()))
 
     # ------------------------------------------------------------ results
 
@@ -868,11 +891,12 @@ class Agent:
             _, fences, functions = self._sent.popleft()
             done += fences
             self._unacknowledged_size -= sum(map(_size, functions))
-        self._drop(done)
+        self._drop(done, keep=True)
         self._start_next()
 
-    def _drop(self, fences: list[int]) -> None:
-        """Nobody needs these results any more, nor their outputs."""
+    def _drop(self, fences: list[int], keep: bool = False) -> None:
+        """Nobody needs these results any more, nor their outputs; ``keep``: but for those that are longer than what the
+        master keeps of one."""
         for fence in fences:
             item = self._unacknowledged.pop(fence, None)
             if item is None:
@@ -882,7 +906,11 @@ class Agent:
             self._held.pop(fence, None)
             self._wrote.pop(fence, None)
             self._shipper.forget(fence)
-            self._files.remove_attempt(fence)
+            if keep and item.ended.output_size > SHIP_HEAD + SHIP_TAIL:
+                size = min(item.ended.output_size, self._settings.output_limit)
+                self._kept.keep(fence, item.start.run, item.start.index, size)
+            else:
+                self._files.remove_attempt(fence)
         self._journal.forgotten(fences)
         if not self._unacknowledged and not self._sent:
             self._acknowledged.set()

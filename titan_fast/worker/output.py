@@ -152,6 +152,29 @@ def _read_piece(fd: int, gap: Gap | None, offset: int, size: int) -> Piece:
     return Piece(offset, b"".join(parts), position, total)
 
 
+def read_part(path: str, offset: int, size: int) -> tuple[int, bytes]:
+    """(where it begins, bytes) of what is there at ``offset`` or behind it; no bytes when that is nothing.
+
+    Raises:
+        FileNotFoundError: there is no such output (any more).
+    """
+    gap = read_gap(path)
+    with _opened(path, os.O_RDONLY) as fd:
+        while True:
+            start, wanted, moved = offset, size, 0
+            if gap is not None:
+                start = gap.end if gap.start <= offset < gap.end else offset
+                if start < gap.start:
+                    wanted = min(size, gap.start - start)
+                else:
+                    moved = gap.moved
+            data = os.pread(fd, wanted, start - moved)
+            now = read_gap(path)
+            if now == gap:
+                return start, data
+            gap = now  # cut while we were reading
+
+
 def read_gap(path: str) -> Gap | None:
     """What was dropped from an output; None when it is whole."""
     try:

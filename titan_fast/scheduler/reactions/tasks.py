@@ -55,6 +55,9 @@ MAX_COPIES = 10_000
 GIVEN_BACK = {Ending.RECALLED: "recalled", Ending.DROPPED: "recalled", Ending.KILLED: "killed"}
 """Endings that are not the task's own doing, and the reason of that attempt: the task goes on elsewhere."""
 
+NEVER_BEGAN = (Ending.RECALLED, Ending.DROPPED)
+"""Endings of what had not started: such an attempt has no number, and the next one of its task has the one it had."""
+
 _DONE = bytes([DONE])
 
 OUTCOME_BIT = {S.COMPLETED: OK, S.FAILED: BAD, S.DEAD: BAD, S.CANCELLED: CANCELLED}
@@ -324,7 +327,8 @@ def _finished(state: State, worker: Worker, event: AttemptsFinished, row: int, o
     run = state.runs[lot.run]
     close(state, worker, run, lot, member)
     if ending in GIVEN_BACK and run.state[index] != S.CANCELLING:
-        _record(state, run, lot, index, fence, "PENDING", GIVEN_BACK[ending], 0, event.started[row], 0, b"", out)
+        began = ending not in NEVER_BEGAN
+        _record(state, run, lot, index, fence, "PENDING", GIVEN_BACK[ending], 0, event.started[row], 0, b"", out, began)
         come_back(state, run, lot.spec, index)
     else:
         _judge(
@@ -410,7 +414,8 @@ def _judge(
         run.places.pop(spec, None)  # the last one finished stands last
         run.places[spec] = lot.worker
     move(state, run, index, 1, to)
-    _record(state, run, lot, index, fence, PUBLIC[to], reason, code, started, duration, result, out)
+    began = ending not in NEVER_BEGAN
+    _record(state, run, lot, index, fence, PUBLIC[to], reason, code, started, duration, result, out, began)
     member_is_final(state, run, spec, to, 1, out)
 
 
@@ -439,8 +444,10 @@ def _record(
     duration: int,
     result: bytes,
     out: Outbox,
+    began: bool = True,
 ) -> AttemptsEnded:
-    if public != "COMPLETED" or lot.attempt > 1:
+    """``began``: False when it is known that it never started."""
+    if began and (public != "COMPLETED" or lot.attempt > 1):
         run.attempts[index] = lot.attempt
     if public == "PENDING":
         run.floors[index] = max(fence, run.floor_of(index))
@@ -450,7 +457,7 @@ def _record(
     batch = out.ended(state.wall, run.id)
     batch.index.append(index)
     batch.generation.append(lot.generation)
-    batch.attempt.append(lot.attempt)
+    batch.attempt.append(lot.attempt if began else 0)
     batch.fence.append(fence)
     batch.worker.append(state.workers[lot.worker].name)
     batch.state.append(public)
@@ -466,12 +473,13 @@ def attempt_lost(state: State, worker: Worker, run: Run, lot: Lot, member: int, 
     """Its worker is gone, or never got it (``crashed`` False): run it elsewhere, unless it keeps killing workers."""
     index, fence = lot.first + member, lot.fence + member
     started = lot.started.get(member, 0)
+    began = crashed or lot.marks[member] == STARTED
     close(state, worker, run, lot, member)
     out.changed(run.id)
     if run.state[index] == S.CANCELLING:
         run.reasons[index] = "unverified"
         move(state, run, index, 1, S.CANCELLED)
-        _record(state, run, lot, index, fence, "CANCELLED", "unverified", 0, started, 0, b"", out)
+        _record(state, run, lot, index, fence, "CANCELLED", "unverified", 0, started, 0, b"", out, began)
         member_is_final(state, run, lot.spec, S.CANCELLED, 1, out)
         return
     if crashed:
@@ -483,16 +491,15 @@ def attempt_lost(state: State, worker: Worker, run: Run, lot: Lot, member: int, 
             member_is_final(state, run, lot.spec, S.DEAD, 1, out)
             return
     reason = "worker_lost" if crashed else "absent"
-    _record(state, run, lot, index, fence, "PENDING", reason, 0, started, 0, b"", out)
+    _record(state, run, lot, index, fence, "PENDING", reason, 0, started, 0, b"", out, began)
     come_back(state, run, lot.spec, index)
 
 
 def replaced(state: State, worker: Worker, run: Run, lot: Lot, member: int, out: Outbox) -> None:
     """A later attempt of this task is kept elsewhere; the caller moves the task there."""
-    index = lot.first + member
-    _record(
-        state, run, lot, index, lot.fence + member, "PENDING", "replaced", 0, lot.started.get(member, 0), 0, b"", out
-    )
+    index, fence = lot.first + member, lot.fence + member
+    started, began = lot.started.get(member, 0), lot.marks[member] == STARTED
+    _record(state, run, lot, index, fence, "PENDING", "replaced", 0, started, 0, b"", out, began)
     close(state, worker, run, lot, member)
 
 
@@ -673,7 +680,8 @@ def end_run(state: State, run: Run, out: Outbox) -> None:
 
 def _leaves_something(run: Run) -> bool:
     """Its workers have more of it than its ends: a working copy, or a description that no attempt used up."""
-    return bool(run.project or run.arrays or run.attempts) or len(run.functions) < len(run.names)
+    unused = run.attempts or run.floors or run.counts[S.CANCELLED]
+    return bool(run.project or run.arrays or unused) or len(run.functions) < len(run.names)
 
 
 def finished(state: State, run: Run, out: Outbox) -> None:

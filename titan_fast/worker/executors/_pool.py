@@ -495,9 +495,14 @@ def _failed(error: BaseException) -> tuple[int, bytes]:
     with contextlib.suppress(OSError, ValueError):
         sys.__stderr__.write(text)  # type: ignore[union-attr]
     error.__traceback__ = None
-    return 1, reason.encode("utf-8", "replace") + SAID_WITH + pickle.dumps(
-        (text[-MAX_TRACEBACK:], _pickled(error)), PICKLE
-    )
+    home = type(error).__module__
+    full_name = name if home == "builtins" else f"{home}.{name}"
+    # Two pickles, for clients from before the second one: it is for those to whom the exception itself means nothing.
+    if len(text) > MAX_TRACEBACK:  # where it was raised stands at its beginning when what it says is long
+        text = f"{text[: MAX_TRACEBACK // 2]}\n[…]\n{text[-MAX_TRACEBACK // 2 :]}"
+    left = pickle.dumps((text, _pickled(error)), PICKLE)
+    left += pickle.dumps((full_name, str(said)[:MAX_TRACEBACK]), PICKLE)
+    return 1, reason.encode("utf-8", "replace") + SAID_WITH + left
 
 
 def _pickled(error: BaseException) -> bytes:
