@@ -215,7 +215,7 @@ class Work(NamedTuple):
     measure: Callable[[Contender, float], dict[str, float]]
     needs: tuple[str, ...]
     starts: str = "workers"
-    patience: float = 120.0
+    patience: float = 180.0
 
 
 WORKS = {
