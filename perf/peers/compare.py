@@ -192,13 +192,19 @@ def summary(results: Results, peers: list[str], works: list[str]) -> list[dict[s
 
 
 def judged(results: Results, figure: Figure, asked: Asked, best: str | None) -> dict[str, Any]:
-    """``holds`` is null when one side was not measured."""
+    """``holds`` is null when one side was not measured. ``short``: how many times better ours would have to be; below 1
+    there is something left."""
     if not asked.of:
         value = results.median(OURS, figure.key)
-        return {"text": figure.text(asked), "holds": None if value is None else value <= asked.factor}
+        return verdict(figure.text(asked), None if value is None else asked.factor / value, 1.0)
     of = best if asked.of == BEST else asked.of
-    ratio = None if of is None else results.ratio(figure, of, asked.key)
-    return {"text": figure.text(asked), "ratio": ratio, "holds": None if ratio is None else ratio >= asked.factor}
+    return verdict(figure.text(asked), None if of is None else results.ratio(figure, of, asked.key), asked.factor)
+
+
+def verdict(text: str, ratio: float | None, factor: float) -> dict[str, Any]:
+    if ratio is None:
+        return {"text": text, "holds": None, "short": None}
+    return {"text": text, "holds": ratio >= factor, "short": factor / ratio}
 
 
 def replays(results: Results, works: list[str], scale: float) -> list[dict[str, Any]]:
@@ -216,10 +222,7 @@ def replays(results: Results, works: list[str], scale: float) -> list[dict[str, 
                 "greedy": results.median(LIMIT, figure.key),
                 "wall": results.median(OURS, figure.key),
                 "efficiency": efficiency,
-                "asked": {
-                    "text": f"≥ {EFFICIENCY * 100:g} %",
-                    "holds": None if efficiency is None else efficiency >= EFFICIENCY,
-                },
+                "asked": verdict(f"≥ {EFFICIENCY * 100:g} %", efficiency, EFFICIENCY),
                 "rounds": results.values.get(OURS, {}).get(figure.key, []),
             }
         )

@@ -249,9 +249,9 @@ def test_ours_runs_beside_each_of_them(compare) -> None:
     contenders = Scripted(ours=[90, 80, 100], limit=[100], ray=[20], hyperqueue=[50])
     (row,), _ = rows_of(compare, contenders, ["limit", "ray", "hyperqueue"], 1)
     assert (row["ours"], row["limit"], row["best"], row["ratio"]) == (90, 100, "hyperqueue", 2.0)
-    assert [(item["text"], item["holds"]) for item in row["asked"]] == [
-        ("≥ 75 % of limit", True),
-        ("≥ 2.5 × hyperqueue", False),
+    assert row["asked"] == [
+        {"text": "≥ 75 % of limit", "holds": True, "short": pytest.approx(0.75 / 0.9)},
+        {"text": "≥ 2.5 × hyperqueue", "holds": False, "short": 1.25},
     ]
 
 
@@ -347,7 +347,8 @@ def test_a_replay_is_told_as_a_part_of_what_is_possible(compare, diamond) -> Non
     )
     compare.measure(results, contenders, ["limit"], ["W8"], 3)
     (row,) = compare.replays(results, ["W8"], 1.0)
-    assert row["efficiency"] == pytest.approx(20 / 20.8) and row["asked"] == {"text": "≥ 95 %", "holds": True}
+    assert row["efficiency"] == pytest.approx(20 / 20.8)
+    assert row["asked"] == {"text": "≥ 95 %", "holds": True, "short": pytest.approx(0.95 * 20.8 / 20)}
     assert (row["tasks"], row["floor"], row["wall"]) == (4, pytest.approx(20.0), 20.8)
     cells = [cell.strip() for cell in compare.replay_table([row])[1].split("|")]
     assert cells == ["diamond", "4", "20 s", "20 s", "20.8 s", "96.2 %", "≥ 95 %", "yes"]
@@ -410,6 +411,7 @@ def test_the_report_has_what_the_page_reads(compare, tmp_path, monkeypatch, caps
 
     performance = importlib.import_module("performance")
     report = msgspec.json.decode((tmp_path / "peers.json").read_bytes(), type=performance.Comparison)
+    assert [item.short for item in report.rows[0].asked] == [0.75, 2.5]
     assert report.value("W3", "rate") == report.value("W3", "rate", "hyperqueue") == 1000.0
     assert [item.holds for item in report.rows[0].asked] == [True, False]
 
