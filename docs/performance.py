@@ -1,5 +1,5 @@
 """Writes the tables of docs/performance.md from the reports that benchmarks left in build/reports, and of README.md
-those of the workflows.
+those of others and of the workflows.
 
     python docs/performance.py            after perf/peers/run.sh; replaces what stands between the marks of the pages
 
@@ -130,6 +130,33 @@ def conditions() -> str:
             said.setdefault(why, []).append(work)
         lines += [f"* {name}, {', '.join(works)}: {why}" for why, works in said.items()]
     return "\n".join([lines[0], *([""] if lines[1:] else []), *lines[1:]])
+
+
+BRIEF = (
+    ("W1", "rate", "10,000 no-op functions as one batch"),
+    ("W1s", "rate", "the same by single submits"),
+    ("W2", "p50", "one call and its result, p50"),
+    ("W5", "step", "a step of a chain"),
+    ("W5f", "seconds", "one, 1,000 that need it, one that needs them"),
+    ("W3", "rate", "2,000 × `/bin/true`"),
+    ("W4", "rate", "300 Python script files, a process each"),
+    ("W6", "bytes", "memory per queued task of a batch"),
+)
+
+
+def brief() -> str:
+    """For the README: ours and the best of the others."""
+    found = read_report("peers", Comparison)
+    if found is None:
+        return NOT_RUN
+    rows = {(row.work, row.figure): row for row in found.rows}
+    lines = ["| work | ours | best of the others |", "|---|---|---|"]
+    for work, figure, what in BRIEF:
+        row = rows.get((work, figure))
+        if row is not None and row.best is not None:
+            best = f"{number(row.peers[row.best])} {row.unit} ({row.best})"
+            lines.append(f"| {what} | {number(row.ours)} {row.unit} | {best} |")
+    return "\n".join(lines).replace(" /s", "/s")
 
 
 def replays() -> str:
@@ -304,8 +331,11 @@ TABLES = {
 
 def main() -> None:
     rewrite(PAGE, PROGRAM, TABLES)
-    if (found := read_report("peers", Comparison)) is not None and found.replays:
+    found = read_report("peers", Comparison)
+    if found is not None and found.replays:
         rewrite(README, PROGRAM, {"replays": replays})
+    if found is not None and any(row.best for row in found.rows):
+        rewrite(README, PROGRAM, {"best of the others": brief})
     text = PAGE.read_text("utf-8")
     if found is not None and (over := sorted(explained(text) - set(missed(text)))):
         print(f"{PAGE.name} explains what holds, or was not measured: {', '.join(over)}", file=sys.stderr)

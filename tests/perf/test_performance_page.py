@@ -8,7 +8,20 @@ import json
 import pytest
 from pages import DOCS, page_writer
 
-README = "# Title\n\n<!-- replays: written by docs/performance.py -->\n\nOLD\n\n<!-- end of the replays -->\n"
+README = """# Title
+
+<!-- replays: written by docs/performance.py -->
+
+OLD
+
+<!-- end of the replays -->
+
+<!-- best of the others: written by docs/performance.py -->
+
+PREVIOUS
+
+<!-- end of the best of the others -->
+"""
 
 
 @pytest.fixture
@@ -105,7 +118,8 @@ def test_the_page_has_its_marks() -> None:
     text = (DOCS / "performance.md").read_text("utf-8")
     for mark in importlib.import_module("performance").TABLES:
         assert f"<!-- {mark}: written by" in text and f"<!-- end of the {mark} -->" in text
-    assert "<!-- replays: written by" in (DOCS.parent / "README.md").read_text("utf-8")
+    readme = (DOCS.parent / "README.md").read_text("utf-8")
+    assert "<!-- replays: written by" in readme and "<!-- best of the others: written by" in readme
 
 
 def test_the_page_says_why_each_figure_that_is_asked_for_does_not_hold() -> None:
@@ -185,6 +199,20 @@ def test_replays_are_told_on_both_pages(page) -> None:
     assert cells(page, "blast") == wanted
     text = page.README.read_text()
     assert "OLD" not in text and f"| {' | '.join(wanted)} |" in text and text.startswith("# Title\n")
+
+
+def test_the_readme_has_the_best_of_the_others(page) -> None:
+    rows = [
+        row("W1", "rate", ours=174_960.0, peers={"ray": 1804.8, "dask": 500.2}, best="ray", ratio=96.1),
+        row("W2", "p50", unit="ms", ours=1.219, peers={"ray": 1.36}, best="ray", ratio=1.1),
+        row("W3", "rate", ours=1000.0),
+    ]
+    write_report(page, rows)
+    page.main()
+    text = page.README.read_text()
+    assert "| 10,000 no-op functions as one batch | 174,960/s | 1,805/s (ray) |\n" in text
+    assert "| one call and its result, p50 | 1.22 ms | 1.36 ms (ray) |\n" in text
+    assert "/bin/true" not in text and "PREVIOUS" not in text and "OLD" in text
 
 
 def test_without_replays_the_readme_stays_as_it_is(page) -> None:
