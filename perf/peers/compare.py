@@ -347,9 +347,9 @@ def main(arguments: list[str]) -> int:
         print("stopped; so far:", file=sys.stderr)
     rows = summary(results, peers, options.works)
     replayed_rows = replays(results, options.works, options.scale)
-    print("\n".join(table(rows, peers)))
-    if replayed_rows:
-        print("\n" + "\n".join(replay_table(replayed_rows)))
+    tables = [table(rows, peers)] if rows else []
+    tables += [replay_table(replayed_rows)] if replayed_rows else []
+    print("\n\n".join("\n".join(lines) for lines in tables))
     for name, missing in results.missing.items():
         for work, why in missing.items():
             print(f"{name} {work}: {why}", file=sys.stderr)
