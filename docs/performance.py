@@ -1,29 +1,37 @@
-"""Writes the tables of docs/performance.md from the reports that benchmarks left in build/reports.
+"""Writes the tables of docs/performance.md from the reports that benchmarks left in build/reports, and of README.md
+those of others and of the workflows.
 
-    python docs/performance.py            after perf/peers/run.sh; replaces what stands between the marks of the page
+    python docs/performance.py            after perf/peers/run.sh; replaces what stands between the marks of the pages
 
-The comparison with others (peers.json) is `Comparison`, as perf/peers/compare.py makes it. The reports of single
-benchmarks are those of docs/reports.py.
+It ends with 1 when the page does not say why something that is asked for does not hold. The comparison with others
+(peers.json) is `Comparison`, as perf/peers/compare.py makes it. The reports of single benchmarks are those of
+docs/reports.py.
 """
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-from reports import Report, read_report, rewrite
+from reports import Report, marks, read_report, rewrite
 
 PAGE = Path(__file__).parent / "performance.md"
+README = Path(__file__).parents[1] / "README.md"
+PROGRAM = "docs/performance.py"
 OWN = ("durable", "commit", "memory-arrays", "memory-single-tasks", "restart-growth-long")
 """Reports of one benchmark or test each."""
 NOT_RUN = "Not run: `perf/peers/run.sh` makes it."
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """``holds`` is none when one side was not measured."""
+    """``holds`` is none when one side was not measured. ``short``: how many times better ours would have to be."""
 
     text: str
     holds: bool | None
+    short: float | None = None
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -37,6 +45,19 @@ class Row(msgspec.Struct, frozen=True):
     best: str | None
     ratio: float | None
     asked: tuple[Asked, ...]
+
+
+class Replay(msgspec.Struct, frozen=True):
+    """A workflow of real processes; seconds. ``efficiency``: greedy / wall, by neighbours."""
+
+    instance: str
+    tasks: int
+    edges: int
+    floor: float
+    greedy: float | None
+    wall: float | None
+    efficiency: float | None
+    asked: Asked
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -58,6 +79,7 @@ class Comparison(msgspec.Struct, frozen=True):
     absent: dict[str, str]
     missing: dict[str, dict[str, str]]
     rows: tuple[Row, ...]
+    replays: tuple[Replay, ...] = ()
 
     def value(self, work: str, figure: str, contender: str = "ours") -> float | None:
         for row in self.rows:
@@ -108,6 +130,111 @@ def conditions() -> str:
             said.setdefault(why, []).append(work)
         lines += [f"* {name}, {', '.join(works)}: {why}" for why, works in said.items()]
     return "\n".join([lines[0], *([""] if lines[1:] else []), *lines[1:]])
+
+
+BRIEF = (
+    ("W1", "rate", "10,000 no-op functions as one batch"),
+    ("W1s", "rate", "the same by single submits"),
+    ("W2", "p50", "one call and its result, p50"),
+    ("W5", "step", "a step of a chain"),
+    ("W5f", "seconds", "one, 1,000 that need it, one that needs them"),
+    ("W3", "rate", "2,000 × `/bin/true`"),
+    ("W4", "rate", "300 Python script files, a process each"),
+    ("W6", "bytes", "memory per queued task of a batch"),
+)
+
+
+def brief() -> str:
+    """For the README: ours and the best of the others."""
+    found = read_report("peers", Comparison)
+    if found is None:
+        return NOT_RUN
+    rows = {(row.work, row.figure): row for row in found.rows}
+    lines = ["| work | ours | best of the others |", "|---|---|---|"]
+    for work, figure, what in BRIEF:
+        row = rows.get((work, figure))
+        if row is not None and row.best is not None:
+            best = f"{number(row.peers[row.best])} {row.unit} ({row.best})"
+            lines.append(f"| {what} | {number(row.ours)} {row.unit} | {best} |")
+    return "\n".join(lines).replace(" /s", "/s")
+
+
+def replays() -> str:
+    found = read_report("peers", Comparison)
+    if found is None or not found.replays:
+        return "Not run: `perf/peers/run.sh none --work W8` makes it, with instances of WfFormat 1.5."
+    lines = [
+        "| instance | tasks | edges | floor, s | greedy, s | wall, s | efficiency | asked for | holds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found.replays:
+        times = [number(value) for value in (row.floor, row.greedy, row.wall)]
+        holds = {True: "yes", False: "**no**", None: "–"}[row.asked.holds]
+        cells = [
+            row.instance,
+            f"{row.tasks:,}",
+            f"{row.edges:,}",
+            *times,
+            percent(row.efficiency),
+            row.asked.text,
+            holds,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{value * 100:.1f} %"
+
+
+def not_reached() -> str:
+    """What is asked for and does not hold, by the label that a bullet of the page explains."""
+    found = read_report("peers", Comparison)
+    if found is None:
+        return NOT_RUN
+    lines = [
+        f"| {label} | {what} | {ours} | {asked.text} | {'–' if asked.short is None else f'{asked.short:.2f} ×'} |"
+        for label, what, ours, asked in judged(found)
+        if asked.holds is False
+    ]
+    if not lines:
+        return "Everything that is asked for and was measured holds."
+    return "\n".join(["| work | what | ours | asked for | would have to be better |", "|---|---|---|---|---|", *lines])
+
+
+def judged(found: Comparison) -> Iterator[tuple[str, str, str, Asked]]:
+    """(label, what it is, ours, what is asked). A work is the label of its first figure."""
+    seen = set()
+    for row in found.rows:
+        label = f"{row.work} {row.figure}" if row.work in seen else row.work
+        seen.add(row.work)
+        for asked in row.asked:
+            yield label, row.title, f"{number(row.ours)} {row.unit}", asked
+    for replay in found.replays:
+        yield "W8", f"replay of {replay.instance}", percent(replay.efficiency), replay.asked
+
+
+SECTION = "## What we do not reach"
+BULLET = re.compile(r"^\* \*\*[^*]*\(([^()]*)\)\*\*", re.MULTILINE)
+"""``* **A round trip (W2, W2 p99)** is …``"""
+
+
+def explained(text: str) -> set[str]:
+    """The labels in the headings of the bullets."""
+    section = text.partition(SECTION)[2].partition("\n## ")[0]
+    return {label.strip() for labels in BULLET.findall(section) for label in labels.split(",")}
+
+
+def missed(text: str) -> list[str]:
+    """The labels in the page's table of what is not reached."""
+    begin, end = marks(PROGRAM, "not reached")
+    table = text.partition(begin)[2].partition(end)[0]
+    return list(dict.fromkeys(re.findall(r"^\| (W\d[^|]*?) \|", table, re.MULTILINE)))
+
+
+def unexplained(text: str) -> list[str]:
+    known = explained(text)
+    return [label for label in missed(text) if label not in known]
 
 
 def microseconds() -> str:
@@ -205,15 +332,30 @@ def listed(report: Report) -> str:
 TABLES = {
     "peers": peers,
     "conditions": conditions,
+    "replays": replays,
     "microseconds": microseconds,
     "path": path,
+    "not reached": not_reached,
     "gate": gate,
     "own benchmarks": own,
 }
 
 
 def main() -> None:
-    rewrite(PAGE, "docs/performance.py", TABLES)
+    rewrite(PAGE, PROGRAM, TABLES)
+    found = read_report("peers", Comparison)
+    if found is not None and found.replays:
+        rewrite(README, PROGRAM, {"replays": replays})
+    if found is not None and any(row.best for row in found.rows):
+        rewrite(README, PROGRAM, {"best of the others": brief})
+    text = PAGE.read_text("utf-8")
+    if found is not None and (over := sorted(explained(text) - set(missed(text)))):
+        print(f"{PAGE.name} explains what holds, or was not measured: {', '.join(over)}", file=sys.stderr)
+    if labels := unexplained(text):
+        raise SystemExit(
+            f"{PAGE.name} does not say why this does not hold: {', '.join(labels)}; write a bullet of "
+            f"'{SECTION.strip('# ')}' whose heading names it: * **Its name ({labels[0]})** …"
+        )
 
 
 if __name__ == "__main__":

@@ -50,6 +50,15 @@ class Figure(NamedTuple):
 
 ECHO = Key("W2", "p50")
 
+
+def replayed(instance: str) -> Figure:
+    """Seconds of a replay, of which the limit is what they would be if nothing cost anything."""
+    return Figure(Key("W8", instance), f"replay of {instance}", "s")
+
+
+EFFICIENCY = 0.95
+"""What is asked of each replay: so much of the limit."""
+
 FIGURES = (
     Figure(Key("W1", "rate"), "10,000 no-ops as one batch", "/s", True, (Asked("ray", 100),)),
     Figure(Key("W1s", "rate"), "10,000 no-ops by single submits", "/s", True, (Asked("ray", 20),)),

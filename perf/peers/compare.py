@@ -20,8 +20,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from asked import BEST, FIGURES, LIMIT, Asked, Figure, Key
-from contract import WORKS, end_with_parent
+import instances
+from asked import BEST, EFFICIENCY, FIGURES, LIMIT, Asked, Figure, Key, replayed
+from contract import REPLAY_SLOTS, WORKS, end_with_parent, replay_factor
 from install import NotInstalled, bare, environment
 
 HERE = Path(__file__).resolve().parent
@@ -29,8 +30,7 @@ ROOT = HERE.parents[1]
 REPORT = ROOT / "build" / "reports" / "peers.json"
 OURS = "ours"
 PEERS = tuple(sorted(path.stem.removeprefix("peer_") for path in HERE.glob("peer_*.py")))
-PATIENCE = 600.0
-"""Seconds for one work, with start and warm-up."""
+CANNOT = "it has no such thing"
 
 
 class Contenders:
@@ -44,18 +44,25 @@ class Contenders:
         # Settings of whoever measures are none of the contenders' business.
         self._environ = {name: value for name, value in os.environ.items() if not is_setting(name)}
 
+    def works(self, name: str) -> set[str]:
+        """What it can do, as far as it knows without being started."""
+        argv, environ = self._program(name)
+        said = subprocess.run([*argv, "--list"], env=environ, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+        return set(json.loads(said.stdout)["works"])
+
+    def _program(self, name: str) -> tuple[list[str], dict[str, str]]:
+        program = {OURS: "ours.py", LIMIT: "limits.py"}.get(name, f"peer_{name}.py")
+        own = {"PYTHONPATH": str(ROOT), "TITAN_FAST_ACCEL": "require"} if name == OURS else {}
+        return [self._pythons[name], str(HERE / program)], {**self._environ, **own}
+
     def measure(self, name: str, work: str) -> dict[str, Any]:
         """What it says of a work, ``{"figures"}`` or ``{"missing"}``, or ``{"failed"}`` with where to look."""
-        environ = dict(self._environ)
-        if name == OURS:
-            environ["PYTHONPATH"] = str(ROOT)
-            environ["TITAN_FAST_ACCEL"] = "require"
-        program = {OURS: "ours.py", LIMIT: "limits.py"}.get(name, f"peer_{name}.py")
+        argv, environ = self._program(name)
+        patience = WORKS[work].patience
         log = self._logs / f"{name}-{work}.log"
-        argv = [self._pythons[name], str(HERE / program), "--work", work, "--scale", str(self._scale)]
         with log.open("wb") as errors:
             process = subprocess.Popen(
-                argv,
+                [*argv, "--work", work, "--scale", str(self._scale)],
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -64,9 +71,9 @@ class Contenders:
                 preexec_fn=lambda: end_with_parent(signal.SIGTERM),
             )
             try:
-                answer, _ = process.communicate(timeout=PATIENCE)
+                answer, _ = process.communicate(timeout=patience)
             except subprocess.TimeoutExpired:
-                return {"failed": f"took longer than {PATIENCE:.0f} s"}
+                return {"failed": f"ended by the time limit of {patience:g} s"}
             finally:
                 give_up(process)
         if process.returncode:
@@ -76,7 +83,7 @@ class Contenders:
 
 
 def is_setting(name: str) -> bool:
-    return name.startswith("TITAN_") and not name.startswith("TITAN_FAST_PEERS_")
+    return name.startswith("TITAN_") and not name.startswith(("TITAN_FAST_PEERS_", instances.FOLDER))
 
 
 def give_up(process: subprocess.Popen[bytes]) -> None:
@@ -134,13 +141,14 @@ class Results:
 
 
 def measure(results: Results, contenders: Contenders, others: list[str], works: list[str], rounds: int) -> None:
-    """Every work by ours and each of the others as neighbours; who goes first alternates."""
+    """Every work by ours and each of the others as neighbours; who goes first alternates. Where none of the others can
+    do it, ours has no neighbour."""
     for number in range(rounds):
         for work in works:
             told: dict[str, dict[str, Any]] = {}
-            for other in others:
+            for other in [name for name in others if not cannot(results, name, work)] or [""]:
                 for name in (OURS, other) if number % 2 else (other, OURS):
-                    if cannot(results, name, work):
+                    if not name or cannot(results, name, work):
                         continue
                     print(f"… round {number + 1}: {work} {name}", file=sys.stderr, flush=True)
                     told[name] = contenders.measure(name, work)
@@ -184,13 +192,54 @@ def summary(results: Results, peers: list[str], works: list[str]) -> list[dict[s
 
 
 def judged(results: Results, figure: Figure, asked: Asked, best: str | None) -> dict[str, Any]:
-    """``holds`` is null when one side was not measured."""
+    """``holds`` is null when one side was not measured. ``short``: how many times better ours would have to be; below 1
+    there is something left."""
     if not asked.of:
         value = results.median(OURS, figure.key)
-        return {"text": figure.text(asked), "holds": None if value is None else value <= asked.factor}
+        return verdict(figure.text(asked), None if value is None else asked.factor / value, 1.0)
     of = best if asked.of == BEST else asked.of
-    ratio = None if of is None else results.ratio(figure, of, asked.key)
-    return {"text": figure.text(asked), "ratio": ratio, "holds": None if ratio is None else ratio >= asked.factor}
+    return verdict(figure.text(asked), None if of is None else results.ratio(figure, of, asked.key), asked.factor)
+
+
+def verdict(text: str, ratio: float | None, factor: float) -> dict[str, Any]:
+    if ratio is None:
+        return {"text": text, "holds": None, "short": None}
+    return {"text": text, "holds": ratio >= factor, "short": factor / ratio}
+
+
+def replays(results: Results, works: list[str], scale: float) -> list[dict[str, Any]]:
+    """A row for each instance: what is possible, and what part of that ours is."""
+    rows = []
+    for instance in instances.find() if "W8" in works else ():
+        figure = replayed(instance.name)
+        efficiency = results.ratio(figure, LIMIT)
+        rows.append(
+            {
+                "instance": instance.name,
+                "tasks": len(instance.runtimes),
+                "edges": instance.edges,
+                "floor": instance.floor(REPLAY_SLOTS) * replay_factor(instance, scale),
+                "greedy": results.median(LIMIT, figure.key),
+                "wall": results.median(OURS, figure.key),
+                "efficiency": efficiency,
+                "asked": verdict(f"≥ {EFFICIENCY * 100:g} %", efficiency, EFFICIENCY),
+                "rounds": results.values.get(OURS, {}).get(figure.key, []),
+            }
+        )
+    return rows
+
+
+def replay_table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [["W8", "tasks", "floor", "greedy", "ours", "greedy / ours", "asked for", "holds?"]]
+    for row in rows:
+        times = [number(row[name], "s") for name in ("floor", "greedy", "wall")]
+        part = "-" if row["efficiency"] is None else f"{row['efficiency'] * 100:.1f} %"
+        asked = row["asked"]
+        lines.append([row["instance"], str(row["tasks"]), *times, part, asked["text"], HOLDS[asked["holds"]]])
+    return aligned(lines)
+
+
+HOLDS = {True: "yes", False: "NO", None: "?"}
 
 
 def table(rows: list[dict[str, Any]], peers: list[str]) -> list[str]:
@@ -200,8 +249,12 @@ def table(rows: list[dict[str, Any]], peers: list[str]) -> list[str]:
         cells = [number(value, unit) for value in (row["ours"], row["limit"], *map(row["peers"].get, peers))]
         ratio = "-" if row["ratio"] is None else f"{number(row['ratio'], '×')} {row['best']}"
         asked = ", ".join(item["text"] for item in row["asked"]) or "-"
-        holds = ", ".join({True: "yes", False: "NO", None: "?"}[item["holds"]] for item in row["asked"]) or "-"
+        holds = ", ".join(HOLDS[item["holds"]] for item in row["asked"]) or "-"
         lines.append([row["work"], row["title"], *cells, ratio, asked, holds])
+    return aligned(lines)
+
+
+def aligned(lines: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
@@ -253,6 +306,10 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         for name in given:
             if name not in known:
                 parser.error(f"there is no {kind} {name!r}; there is {', '.join(known)}")
+    try:
+        instances.find()
+    except ValueError as error:
+        parser.error(str(error))
     if options.rounds < 1 or not 0 < options.scale <= 1:
         parser.error("--rounds is at least 1, --scale above 0 and at most 1")
     return options
@@ -278,6 +335,9 @@ def main(arguments: list[str]) -> int:
     contenders = Contenders({OURS: sys.executable, LIMIT: sys.executable, **pythons}, folder, options.scale)
     began = time.monotonic()
     results = Results()
+    for name in (OURS, LIMIT, *peers):
+        can = contenders.works(name)
+        results.missing[name] = {work: CANNOT for work in options.works if work not in can}
     is_stopped = False
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -286,7 +346,10 @@ def main(arguments: list[str]) -> int:
         is_stopped = True
         print("stopped; so far:", file=sys.stderr)
     rows = summary(results, peers, options.works)
-    print("\n".join(table(rows, peers)))
+    replayed_rows = replays(results, options.works, options.scale)
+    tables = [table(rows, peers)] if rows else []
+    tables += [replay_table(replayed_rows)] if replayed_rows else []
+    print("\n\n".join("\n".join(lines) for lines in tables))
     for name, missing in results.missing.items():
         for work, why in missing.items():
             print(f"{name} {work}: {why}", file=sys.stderr)
@@ -302,12 +365,14 @@ def main(arguments: list[str]) -> int:
             "machine": before,
             "versions": results.versions,
             "absent": absent,
-            "missing": results.missing,
+            "missing": {name: works for name, works in results.missing.items() if works},
             "rows": rows,
+            "replays": replayed_rows,
         }
         REPORT.parent.mkdir(parents=True, exist_ok=True)
         REPORT.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    return 1 if any(item["holds"] is False for row in rows for item in row["asked"]) else 0
+    asked = [item for row in rows for item in row["asked"]] + [row["asked"] for row in replayed_rows]
+    return 1 if any(item["holds"] is False for item in asked) else 0
 
 
 if __name__ == "__main__":

@@ -25,8 +25,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import instances
+
 HERE = Path(__file__).resolve().parent
 SLOTS = 2
+REPLAY_SLOTS = 16
+REPLAY_SECONDS = 20.0
+"""What a replayed workflow takes at the least: it is scaled to that."""
 SCRIPT_PYTHON = os.environ.get("TITAN_FAST_PEERS_PYTHON", sys.executable)
 """Runs the scripts of W4 for everybody who starts an interpreter: one of an environment with nothing in it, as what is
 installed beside a script can cost more than its start."""
@@ -113,6 +118,11 @@ class Contender:
         """The same as tasks with a name of their own each."""
         raise Missing("every task is queued the same way")
 
+    def replay(self, instance: instances.Instance, factor: float) -> float:
+        """Seconds of a workflow of which each task is a process that sleeps ``factor`` times what it once took, on 16
+        slots."""
+        raise Missing("no replay of workflows")
+
     def memory(self) -> int:
         """Bytes the scheduler occupies."""
         return sum(resident(pid) for root in self.schedulers() for pid in tree(root))
@@ -145,11 +155,10 @@ def measure_processes(contender: Contender, scale: float) -> dict[str, float]:
 
 
 def measure_scripts(contender: Contender, scale: float) -> dict[str, float]:
-    folder = contender.folder / "scripts"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="scripts-", dir=contender.folder))
     names = [f"script_{number}.py" for number in range(scaled(300, scale))]
     for number, name in enumerate(names):
-        (folder / name).write_text(f"print({number})\n")
+        (folder / name).write_text(f"print({number}, {folder.name!r})\n")  # like no script of another measurement
     return rate(lambda n: contender.scripts(folder, names[:n]), len(names), lambda n: [0] * n)
 
 
@@ -186,12 +195,27 @@ def measure_start(contender: Contender, scale: float) -> dict[str, float]:
     return figures
 
 
+def measure_replay(contender: Contender, scale: float) -> dict[str, float]:
+    """Seconds of each instance there is, by its name."""
+    found = instances.find()
+    if not found:
+        raise Missing(f"there are no instances in {instances.folder()} ({instances.FOLDER} says where they are)")
+    return {instance.name: contender.replay(instance, replay_factor(instance, scale)) for instance in found}
+
+
+def replay_factor(instance: instances.Instance, scale: float) -> float:
+    greedy = instance.greedy(REPLAY_SLOTS)
+    return REPLAY_SECONDS * scale / greedy if greedy else 1.0
+
+
 class Work(NamedTuple):
-    """``starts``: with workers, without, or by itself. ``needs``: what a contender overrides when it can do it."""
+    """``starts``: with workers, without, or by itself. ``needs``: what a contender overrides when it can do it.
+    ``patience``: seconds until it is ended, its start and warm-up included."""
 
     measure: Callable[[Contender, float], dict[str, float]]
     needs: tuple[str, ...]
     starts: str = "workers"
+    patience: float = 180.0
 
 
 WORKS = {
@@ -206,6 +230,7 @@ WORKS = {
     "W6": Work(measure_queue, ("queue",), "scheduler"),
     "W6n": Work(measure_queue_named, ("queue_named",), "scheduler"),
     "W7": Work(measure_start, ("call",), "nothing"),
+    "W8": Work(measure_replay, ("replay",), "nothing", 600.0),
 }
 """``W2r`` is W2 with durability that survives a killed process and no power cut; a contender that has such a setting
 defines ``relax``. The peers' brokers keep everything in memory to begin with."""

@@ -5,6 +5,7 @@
 - W4: a fork of a small interpreter that executes the compiled script, two in flight, with the same files.
 - W1: function tasks through the processes that any such system has (client, master, agent, two pool processes) in plain
   Python: pickled arguments and results, lots of 256, one FULL commit per lot.
+- W8: the schedule of somebody whom nothing costs anything, which is computed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import contract
+import instances
 
 FRAME = bytes(72)
 LOT = 256
@@ -100,6 +102,9 @@ class Limits(contract.Contender):
             self._forker = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         print(*(folder / name for name in names), file=self._forker.stdin, flush=True)
         return [int(code) for code in self._forker.stdout.readline().split()]
+
+    def replay(self, instance: instances.Instance, factor: float) -> float:
+        return instance.greedy(contract.REPLAY_SLOTS) * factor
 
 
 def reap() -> int:

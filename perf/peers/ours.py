@@ -5,11 +5,16 @@ Nothing is tuned: these are the settings a user has who changes none.
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import contract
+import instances
 
 import titan_fast
 from titan_fast import Client, Graph
@@ -131,6 +136,20 @@ class Ours(contract.Contender):
         for number in range(count):
             graph.task(f"task-{number}", run=["/bin/true"])
         self._client.submit(graph)
+
+    def replay(self, instance: instances.Instance, factor: float) -> float:
+        """By its own command, which has the tasks' own clocks say whether each ran once and after its parents. Raises
+        ValueError when it says they did not, or thinks other of what is possible than we do."""
+        options = ["--local", "--slots", str(contract.REPLAY_SLOTS), "--scale", f"{factor:.9f}", "--json"]
+        argv = [sys.executable, "-P", "-m", "titan_fast", "bench", "replay", instance.path, *options]
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        said = json.loads(done.stdout or "{}")
+        if done.returncode or said["completed"] != len(instance.runtimes) or said["violations"]:
+            raise ValueError(f"{instance.path.name} was not replayed as it is: {said or 'the log says why'}")
+        possible = instance.greedy(contract.REPLAY_SLOTS) * factor
+        if not math.isclose(said["greedy"], possible, rel_tol=1e-3):
+            raise ValueError(f"{instance.path.name} can be replayed in {possible} s, not in {said['greedy']}")
+        return said["wall"]
 
 
 if __name__ == "__main__":

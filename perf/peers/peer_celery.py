@@ -38,8 +38,8 @@ def make_app():
         return item
 
     @app.task(name="count")
-    def count(items: list[int]) -> int:
-        return len(items)
+    def count(items: list[int] | int) -> int:
+        return len(items) if isinstance(items, list) else 1  # a group of one is taken for the task in it
 
     @app.task(name="run")
     def run(argv: list[str]) -> int:

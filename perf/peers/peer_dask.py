@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import contract
 
@@ -39,6 +40,11 @@ class Dask(contract.Contender):
     modules = ("distributed",)
     _client = None
     _processes = ()
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._queued: list[list[object]] = []
+        """All of them: the scheduler forgets a task whose future is gone, and its count would never be reached."""
 
     def start(self, workers: bool = True) -> None:
         from distributed import Client
@@ -91,7 +97,7 @@ class Dask(contract.Contender):
 
     def queue(self, count: int) -> None:
         before = self._known()
-        self._queued = self._client.map(noop, range(count), pure=False)
+        self._queued.append(self._client.map(noop, range(count), pure=False))
         while self._known() < before + count:
             time.sleep(0.01)
 

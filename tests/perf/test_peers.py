@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -249,9 +250,9 @@ def test_ours_runs_beside_each_of_them(compare) -> None:
     contenders = Scripted(ours=[90, 80, 100], limit=[100], ray=[20], hyperqueue=[50])
     (row,), _ = rows_of(compare, contenders, ["limit", "ray", "hyperqueue"], 1)
     assert (row["ours"], row["limit"], row["best"], row["ratio"]) == (90, 100, "hyperqueue", 2.0)
-    assert [(item["text"], item["holds"]) for item in row["asked"]] == [
-        ("≥ 75 % of limit", True),
-        ("≥ 2.5 × hyperqueue", False),
+    assert row["asked"] == [
+        {"text": "≥ 75 % of limit", "holds": True, "short": pytest.approx(0.75 / 0.9)},
+        {"text": "≥ 2.5 × hyperqueue", "holds": False, "short": 1.25},
     ]
 
 
@@ -261,6 +262,15 @@ def test_what_failed_is_told_and_not_tried_again(compare) -> None:
     assert results.missing == {"ray": {"W3": "it fell over"}}
     assert contenders.asked.count("ray") == 1
     assert row["peers"] == {} and row["best"] is None and row["ratio"] is None
+
+
+def test_ours_runs_beside_nobody_who_cannot(compare) -> None:
+    """And by itself where nobody else can."""
+    results = compare.Results()
+    results.missing = {"limit": {"W3": "no such thing"}, "ray": {"W3": "no such thing", "W4": "no such thing"}}
+    contenders = Scripted(ours=[90, 80, 70], limit=[100])
+    compare.measure(results, contenders, ["limit", "ray"], ["W3", "W4"], 1)
+    assert contenders.asked == ["ours", "limit", "ours"]
 
 
 def test_what_ours_cannot_do_yet_is_no_crash_and_holds_nothing(compare) -> None:
@@ -284,9 +294,97 @@ def test_a_time_is_better_when_it_is_shorter(load) -> None:
 
 def test_what_is_asked_can_be_measured(load, compare) -> None:
     asked, contract = load("asked"), load("contract")
-    assert {figure.key.work for figure in asked.FIGURES} == set(contract.WORKS)
+    assert {figure.key.work for figure in asked.FIGURES} | {"W8"} == set(contract.WORKS)
     of = {item.of for figure in asked.FIGURES for item in figure.asked}
     assert of <= {"", asked.BEST, asked.LIMIT, *compare.PEERS}
+
+
+@pytest.fixture
+def diamond(tmp_path, monkeypatch):
+    """A folder with our own small instance: 1 s, then 2.5 and 4 s beside each other, then 0.5 s."""
+    folder = tmp_path / "instances"
+    folder.mkdir()
+    (folder / "diamond.json").write_bytes((PEERS.parents[1] / "tests/data/diamond.wfformat.json").read_bytes())
+    monkeypatch.setenv("TITAN_FAST_WFINSTANCES", str(folder))
+    return folder / "diamond.json"
+
+
+def test_what_is_possible_with_a_workflow_is_computed(load, diamond) -> None:
+    (instance,) = load("instances").find()
+    assert (instance.name, instance.runtimes, instance.edges) == ("diamond", [1.0, 2.5, 4.0, 0.5], 4)
+    assert [(instance.floor(slots), instance.greedy(slots)) for slots in (16, 1)] == [(5.5, 5.5), (8.0, 8.0)]
+
+
+@pytest.fixture
+def twins(diamond):
+    """Two tasks that end together, and what waited for either: the first in the file goes first, with two slots."""
+    place = diamond.with_name("twins.json")
+    runtimes = {"a": 1, "b": 1, "c": 1, "d": 1, "e": 5}
+    parents = {"c": ["b"], "d": ["b"], "e": ["a"]}
+    specified = [{"id": name, "parents": parents.get(name, []), "children": []} for name in runtimes]
+    executed = [{"id": name, "runtimeInSeconds": seconds} for name, seconds in runtimes.items()]
+    workflow = {"specification": {"tasks": specified}, "execution": {"tasks": executed}}
+    place.write_text(json.dumps({"name": "twins", "schemaVersion": "1.5", "workflow": workflow}))
+    return place
+
+
+def test_of_what_became_ready_together_the_first_goes_first(load, twins) -> None:
+    assert load("instances").read(twins).greedy(2) == 7.0
+
+
+def test_the_house_computes_the_same(load, diamond, twins) -> None:
+    from titan_fast.model import wfformat
+
+    places = [diamond, twins, *sorted((PEERS.parents[2] / "shared" / "wfinstances").glob("*.json"))]
+    for instance, other in ((load("instances").read(place), wfformat.load_instance(place)) for place in places):
+        assert instance.edges == other.edges
+        for slots in (1, 2, 16):
+            assert instance.greedy(slots) == pytest.approx(wfformat.greedy_makespan(other, slots))
+            assert instance.floor(slots) == pytest.approx(wfformat.floor(other, slots))
+
+
+@pytest.mark.smoke
+def test_ours_replays_a_workflow(diamond) -> None:
+    """At a hundredth of its size: 0.2 s."""
+    said = {}
+    for name in ("ours", "limits"):
+        argv = [sys.executable, str(PEERS / f"{name}.py"), "--work", "W8", "--scale", "0.01"]
+        environ = {**os.environ, "PYTHONPATH": str(PEERS.parents[1])}
+        done = subprocess.run(argv, env=environ, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        said[name] = json.loads(done.stdout)["figures"]
+    assert said["limits"] == {"diamond": pytest.approx(0.2)}
+    assert said["ours"]["diamond"] >= 0.2
+
+
+def test_a_replay_is_told_as_a_part_of_what_is_possible(compare, diamond) -> None:
+    results = compare.Results()
+    contenders = Scripted(
+        ours=[{"figures": {"diamond": 22.0}}, {"figures": {"diamond": 20.5}}, {"figures": {"diamond": 20.8}}],
+        limit=[{"figures": {"diamond": 20.0}}] * 3,
+    )
+    compare.measure(results, contenders, ["limit"], ["W8"], 3)
+    (row,) = compare.replays(results, ["W8"], 1.0)
+    assert row["efficiency"] == pytest.approx(20 / 20.8)
+    assert row["asked"] == {"text": "≥ 95 %", "holds": True, "short": pytest.approx(0.95 * 20.8 / 20)}
+    assert (row["tasks"], row["floor"], row["wall"]) == (4, pytest.approx(20.0), 20.8)
+    cells = [cell.strip() for cell in compare.replay_table([row])[1].split("|")]
+    assert cells == ["diamond", "4", "20 s", "20 s", "20.8 s", "96.2 %", "≥ 95 %", "yes"]
+    assert compare.replays(results, ["W3"], 1.0) == []
+
+
+def test_without_instances_nothing_is_replayed_and_that_is_said(contract, compare, diamond) -> None:
+    diamond.unlink()
+    said = contract.measure(importlib.import_module("limits").Limits, "W8", 0.01)
+    assert "there are no instances in" in said["missing"] and "TITAN_FAST_WFINSTANCES" in said["missing"]
+    assert compare.replays(compare.Results(), ["W8"], 1.0) == []
+
+
+def test_a_file_that_is_no_instance_is_refused(compare, diamond, capsys) -> None:
+    diamond.write_text("{}")
+    with pytest.raises(SystemExit):
+        compare.read_options([])
+    assert "diamond.json is no WfFormat 1.5 instance" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -331,14 +429,40 @@ def test_the_report_has_what_the_page_reads(compare, tmp_path, monkeypatch, caps
 
     performance = importlib.import_module("performance")
     report = msgspec.json.decode((tmp_path / "peers.json").read_bytes(), type=performance.Comparison)
+    assert [item.short for item in report.rows[0].asked] == [0.75, 2.5]
     assert report.value("W3", "rate") == report.value("W3", "rate", "hyperqueue") == 1000.0
     assert [item.holds for item in report.rows[0].asked] == [True, False]
 
 
 def test_a_contender_that_fails_leaves_its_last_word(compare, tmp_path) -> None:
     contenders = compare.Contenders({"ray": sys.executable}, tmp_path, 1.0)
-    said = contenders.measure("ray", "W99")
-    assert "invalid choice: 'W99'" in said["failed"] and "ray-W99.log" in said["failed"]
+    said = contenders.measure("ray", "W1")
+    assert "No package metadata was found for ray" in said["failed"] and "ray-W1.log" in said["failed"]
+
+
+def test_a_contender_that_takes_too_long_is_ended_and_so_told(compare, tmp_path, monkeypatch) -> None:
+    """It says its id before it waits for ever."""
+    monkeypatch.setattr(compare, "HERE", tmp_path)
+    monkeypatch.setitem(compare.WORKS, "W1", compare.WORKS["W1"]._replace(patience=2.0))
+    (tmp_path / "peer_ray.py").write_text(
+        "import os, pathlib, signal\n"
+        "pathlib.Path(__file__).with_name('pid').write_text(str(os.getpid()))\n"
+        "signal.pause()\n"
+    )
+    began = time.monotonic()
+    said = compare.Contenders({"ray": sys.executable}, tmp_path, 1.0).measure("ray", "W1")
+    assert 2 <= time.monotonic() - began < 15
+    assert said == {"failed": "ended by the time limit of 2 s"}
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_every_work_has_a_time_limit(contract) -> None:
+    assert all(0 < work.patience <= 600 for work in contract.WORKS.values())
+
+
+def test_all_peers_are_measured_when_none_is_named(compare) -> None:
+    assert compare.read_options([]).peers == ["celery", "dask", "dramatiq", "hyperqueue", "ray", "taskiq"]
 
 
 def test_a_peer_that_cannot_be_installed_is_left_out(load, compare, tmp_path, monkeypatch, capsys) -> None:
