@@ -111,7 +111,7 @@ def test_each_figure_has_a_promise_that_the_slow_down_switch_breaks(trip, asked,
         promise = promises[figure]
         at_its_promise = {figure: promise.limit}
         assert not gate.judge(at_its_promise, {figure: promise}, machine)[1]
-        gate.slow_down(at_its_promise, promises, f"{figure}:1.01")
+        at_its_promise[figure] = promise.worsen(promise.limit, 1.01)
         assert gate.judge(at_its_promise, {figure: promise}, machine)[1], figure
 
 
