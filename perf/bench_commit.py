@@ -7,6 +7,7 @@ it at the end of its turn.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import gc
 import sys
@@ -25,6 +26,8 @@ from titan_fast.scheduler.facts import AttemptsEnded, Fact, RunAccepted
 TURN = 0.002
 """Seconds of a turn of the busy loop."""
 PAIRS = 100
+LIMIT = 5.0
+"""Times as long as beside an idle loop, at most."""
 WORK = Work(argv=("true",))
 
 
@@ -151,9 +154,11 @@ def measure() -> dict[str, float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from report import Report
 
-    with Report("commit", "perf/bench_commit.py") as report:
+    with Report("commit", "python perf/bench_commit.py") as report:
         gc.disable()
         for interval in (0.005, 0.0005, SWITCH_INTERVAL):
             sys.setswitchinterval(interval)
@@ -165,6 +170,12 @@ def main() -> None:
                         report.figures[text] = cuts[rank - 1] * 1e3
         for text, value in report.figures.items():
             print(f"{text:60} {value:8.3f}")
+        for name in ("a submit", "1,000 results"):
+            idle, busy = (
+                report.figures[f"{name}, switch interval {SWITCH_INTERVAL * 1e3:g} ms, {mode}, p50, ms"]
+                for mode in ("idle", "busy")
+            )
+            assert busy <= LIMIT * idle, f"{name}: {busy / idle:.1f} times as long beside a busy loop"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ measured; runs alternate between them, and the best of each counts. Run as a pro
 
 from __future__ import annotations
 
+import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +24,8 @@ from titan_fast.testing.paper_worker import PaperWorker, PaperWorkers
 MEMBERS = 50_000
 ROUNDS = 20
 TRIPS = 100
+LIMIT = 0.8
+"""Of the rate in memory, at least."""
 WORK = Work(argv=("true",))
 
 
@@ -72,9 +76,11 @@ def measure() -> dict[str, float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from report import Report
 
-    with Report("durable", "perf/bench_durable.py") as report, bench("disk") as disk, bench("memory") as memory:
+    with Report("durable", "python perf/bench_durable.py") as report, bench("disk") as disk, bench("memory") as memory:
         before = disk.stats()
         rates = [(disk.rate(), memory.rate()) for _ in range(ROUNDS)]
         after = disk.stats()
@@ -93,6 +99,7 @@ def main() -> None:
                 report.figures[f"{what}, {store}, p99, ms"] = cuts[98] * 1e3
         for text, value in report.figures.items():
             print(f"{text:50} {value:12,.2f}")
+        assert durable >= LIMIT * in_memory, f"only {durable / in_memory:.0%} of the rate in memory"
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ REPORTS = Path(__file__).parent.parent / "build" / "reports"
 
 class Report:
     """``figures`` is a line of text for each number, ``excused`` one for each kind of thing that needed a reason.
+    ``beside`` is for the test itself, when it goes on another time; no page shows it.
 
     Args:
         name: of the report, and of its row in the table; the long size has a file of its own.
@@ -28,6 +29,7 @@ class Report:
     def __init__(self, name: str, command: str, is_long: bool = False) -> None:
         self.figures: dict[str, float] = {}
         self.excused: Counter[str] = Counter()
+        self.beside: dict[str, int] = {}
         self._path = REPORTS / f"{name}{'-long' if is_long else ''}.json"
         self._head = {"name": name, "command": command, "size": "long" if is_long else "CI"}
         self._began = time.monotonic()
@@ -44,6 +46,7 @@ class Report:
             "seconds": round(time.monotonic() - self._began, 1),
             "figures": {text: _short(value) for text, value in self.figures.items()},
             "excused": dict(self.excused),
+            **self.beside,
         }
         REPORTS.mkdir(parents=True, exist_ok=True)
         self._path.write_text(json.dumps(report, indent=2) + "\n")

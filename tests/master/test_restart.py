@@ -96,7 +96,8 @@ def test_with_every_worker_alive_the_first_assignment_comes_within_two_seconds(t
 @pytest.mark.parametrize("grace", [2.0, pytest.param(10.0, marks=pytest.mark.long)])
 def test_a_worker_that_does_not_come_is_waited_for_no_longer_than_the_grace(tmp_path, grace):
     is_long = grace >= 10.0
-    with Report("restart-missing", COMMAND, is_long) as report, pending(tmp_path, "named", grace) as (master, missing):
+    command = f"{COMMAND}{' --long -m long' if is_long else ''}"
+    with Report("restart-missing", command, is_long) as report, pending(tmp_path, "named", grace) as (master, missing):
         seconds = master.start_again(missing)
         late = (seconds - grace) / slowness()
         report.figures["grace, s"] = grace

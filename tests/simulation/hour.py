@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import gc
 import random
+from collections.abc import Callable
 from unittest import mock
 
 import graphs
@@ -37,6 +38,9 @@ CLIENTS = 3
 RUNS = 12
 FUNCTIONS = 4
 """Graphs with functions, beside those."""
+LOOK = 400
+"""Callbacks between two looks at all the books of the master: so many that an hour takes a tenth longer at most. What
+is seen from outside is judged at each step."""
 LANES = 12
 """Processes for functions that the system ends, at most."""
 TASKS = 1000
@@ -95,6 +99,8 @@ class ClusterHour:
         self.oracle.has_jumped = lambda: self.weather.has_jumped  # type: ignore[method-assign]
         self.clients: list[Client] = []
         self.replays = 0
+        self.looks = 0
+        self._next_look = LOOK
         self._sabotage = sabotage
 
     def run(self) -> Hour:
@@ -133,12 +139,12 @@ class ClusterHour:
         self.weather.brew(FAULTS + self.rng.randrange(15), 5.0, STORM)
         if self.functions:
             self.weather.brew_for_functions(self.world.chance("weather for functions"), LANES, 5.0, STORM)
-        self.world.run(STORM)
+        self._run_until(STORM)
         self.weather.clear()
-        if not self.world.run(STORM + QUIET, lambda: all(life.done() for life in lives)):
+        if not self._run_until(STORM + QUIET, lambda: all(life.done() for life in lives)):
             self.oracle.at_rest()
             raise Broken(f"clients still wait: {[client.name for client in self.clients if client.pending]}")
-        self.world.run(self.world.now + 90.0)
+        self._run_until(self.world.now + 90.0)
         self._replay_now_and_then()
         self._at_rest()
         return Hour(
@@ -153,6 +159,23 @@ class ClusterHour:
             self.world.callbacks,
             self.world.now,
         )
+
+    def _run_until(self, when: float, is_done: Callable[[], bool] = lambda: False) -> bool:
+        """The world's `run`; the master's books are looked at now and then, between two callbacks."""
+
+        def is_enough() -> bool:
+            if self.world.callbacks >= self._next_look:
+                self._look()
+            return is_done()
+
+        return self.world.run(when, is_enough)
+
+    def _look(self) -> None:
+        self._next_look = self.world.callbacks + LOOK
+        master = self.cluster.master
+        if master is not None and hasattr(master, "garden"):
+            self.looks += 1
+            invariants.check(master.scheduler.state)
 
     def _draw(self) -> list[graphs.Shape]:
         """What will be submitted."""

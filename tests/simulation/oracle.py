@@ -397,6 +397,7 @@ class Oracle:
         for book in self.books.values():
             for task in book.tasks:
                 task.not_before = task.kept_not_before
+                task.reopening = 0  # no retry is on its way any more: the next one may be of fewer tasks
         self.keys.a_master_starts()
 
     def _made(self, book: Book, item: fact.TasksSettled | fact.AttemptsEnded | fact.TasksReopened, when: float) -> None:

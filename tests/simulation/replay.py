@@ -2,7 +2,7 @@
 
 python tests/simulation/replay.py --seed 7 --trace
 python tests/simulation/replay.py --seed 350 --functions 0
-python tests/simulation/replay.py --more --from 1000 --minutes 60 --jobs 2
+python tests/simulation/replay.py --more --minutes 60 --jobs 2
 python tests/simulation/replay.py --catch-all --within 1000
 """
 
@@ -31,6 +31,8 @@ FAILING = Path(__file__).with_name("failing_seeds.txt")
 _FAILED = re.compile(r"^(\d+) with (\d+) functions: ", re.MULTILINE)
 LONG = 20_000
 """Hours of the long size."""
+FRESH = 1_100_000
+"""The first seed of a long report that does not know which were counted: nobody has come so far."""
 
 
 def failing_seeds() -> list[tuple[int, int]]:
@@ -71,6 +73,8 @@ class Sums:
     """What many hours were like, as the figures of a report."""
 
     def __init__(self) -> None:
+        self.newest = -1
+        """Highest seed."""
         self.figures: Counter[str] = Counter()
         self.figures.update(dict.fromkeys(("cluster-hours", "tasks", "processes", "faults"), 0))
         self.figures.update(dict.fromkeys(("masters killed", "agents", "failures"), 0))
@@ -93,7 +97,7 @@ def main() -> int:
     parser.add_argument("--functions", type=int, default=FUNCTIONS, help="graphs with functions in that hour")
     parser.add_argument("--trace", action="store_true", help="print everything that happened in it")
     parser.add_argument("--hours", type=int, default=200, help="how many hours")
-    parser.add_argument("--from", type=int, default=0, dest="first", help="the first seed")
+    parser.add_argument("--from", type=int, dest="first", help="the first seed; else 0, or with --more the next one")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--more", action="store_true", help="as many as are asked for, beside those of the long report")
     parser.add_argument("--minutes", type=float, default=1e6, help="stop after so many, and count what was done")
@@ -110,21 +114,30 @@ def main() -> int:
     deadline = time.monotonic() + 60 * options.minutes
     if options.more:
         return _more(options.first, options.jobs, deadline)
-    seeds = range(options.first, options.first + options.hours)
+    first = options.first or 0
+    seeds = range(first, first + options.hours)
     return _many(seeds, options.jobs, options.sabotage, Sums(), deadline)
 
 
-def _more(first: int, jobs: int, deadline: float) -> int:
-    """Long runs accumulate: their report has the sum, until somebody removes it and begins anew. Hours that failed do
-    not count; once they are mended every run of the tests has them."""
+def _more(first: int | None, jobs: int, deadline: float) -> int:
+    """Long runs accumulate: their report has the sum, until somebody removes it and begins anew, and the seed that the
+    next go begins with, so that none counts twice. Hours that failed do not count; once they are mended every run of
+    the tests has them."""
     sums = Sums()
+    so_far = {}
     with contextlib.suppress(FileNotFoundError):
-        sums.figures.update(json.loads((REPORTS / "simulation-long.json").read_text())["figures"])
+        so_far = json.loads((REPORTS / "simulation-long.json").read_text())
+        sums.figures.update(so_far["figures"])
+    known = so_far.get("next", FRESH if first is None else 0)
+    first = known if first is None else first
     sums.figures["cluster-hours"] -= sums.figures["failures"]
     sums.figures["failures"] = 0
     with Report("simulation", "python tests/simulation/replay.py --more", is_long=True) as report:
-        failed = _many(range(first, first + LONG - sums.figures["cluster-hours"]), jobs, "", sums, deadline)
-        report.figures.update(sums.figures)
+        try:
+            failed = _many(range(first, first + LONG - sums.figures["cluster-hours"]), jobs, "", sums, deadline)
+        finally:  # whoever is tired of it keeps what was counted
+            report.figures.update(sums.figures)
+            report.beside["next"] = max(known, sums.newest + 1)
         if failed:
             raise SystemExit(failed)
     return 0
@@ -154,6 +167,7 @@ def _many(seeds: range, jobs: int, sabotage: str, sums: Sums, deadline: float) -
 
     for seed, told in many(seeds, jobs, sabotage):
         sums.add(told)
+        sums.newest = max(sums.newest, seed)
         if isinstance(told, str):
             print(f"seed {seed}: {told}", flush=True)
             if not sabotage:

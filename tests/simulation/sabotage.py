@@ -69,6 +69,22 @@ def _half_a_commit() -> AbstractContextManager[object]:
     return mock.patch.object(SimulatedStore, "commit", torn)
 
 
+def _worker_record_late() -> AbstractContextManager[object]:
+    """Who registered is on the disk with the commit after the one that says so; until then a crash forgets them."""
+    commit, late = SimulatedStore.commit, dict[int, list[fact.Fact]]()
+
+    def dawdling(self: SimulatedStore, epoch: int, facts: list[fact.Fact]) -> None:
+        records = [item for item in facts if isinstance(item, fact.WorkerRegistered)]
+        commit(
+            self,
+            epoch,
+            [*late.pop(epoch, ()), *(item for item in facts if not isinstance(item, fact.WorkerRegistered))],
+        )
+        late[epoch] = records
+
+    return mock.patch.object(SimulatedStore, "commit", dawdling)
+
+
 def _durable_when_made() -> AbstractContextManager[object]:
     """The master believes a fact to be safe as soon as it is on its way."""
     put = ThreadCommitter.put
@@ -169,6 +185,10 @@ PATCHES: dict[str, tuple[str, Sabotage]] = {
     "cancel_not_kept": ("Cancels never reach the disk.", _not_kept(fact.CancelAsked)),
     "skips_not_kept": ("Ends without an attempt never reach the disk.", _not_kept(fact.TasksSettled)),
     "workers_not_kept": ("Registrations of workers never reach the disk.", _not_kept(fact.WorkerRegistered)),
+    "worker_record_late": (
+        "A worker gets its verdict and its work one commit before its registration is on the disk.",
+        _worker_record_late,
+    ),
     "keys_not_kept": ("Changes of keys never reach the disk.", _not_kept(fact.KvChanged)),
     "retries_without_end": ("A task that fails is tried again, whatever its retries.", _retries_without_end),
     "one_slot_more": ("A worker runs one attempt more than it has slots.", _one_slot_more),

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hour import FAULTS, TASKS, WORKERS, ClusterHour, run_hour
+from hour import FAULTS, LOOK, TASKS, WORKERS, ClusterHour, run_hour
 from replay import LONG, Sums, failing_seeds, many
 from report import Report
 from weather import CLIMATES
@@ -72,6 +72,24 @@ def test_an_hour_is_as_hard_as_it_says() -> None:
         hour = run_hour(seed)
         assert hour.tasks >= TASKS >= 1000
         assert hour.faults >= FAULTS >= 30
+
+
+def test_the_books_of_the_master_are_looked_at_all_the_time() -> None:
+    hour = ClusterHour(0)
+    hour.run()
+    assert hour.looks > hour.world.callbacks // LOOK // 2, "the rest of the time there was no master"
+
+    def miscount() -> None:
+        master = hour.cluster.master
+        if master is None or not hasattr(master, "garden"):
+            hour.world.after(1.0, miscount)
+        else:
+            master.scheduler.state.recalling += 1
+
+    hour = ClusterHour(0)
+    hour.world.at(100.0, miscount)
+    with pytest.raises(AssertionError, match="recalls open, says"):
+        hour.run()
 
 
 def test_every_fault_happens() -> None:

@@ -22,8 +22,9 @@ RESULT = bytes(range(256)) * 4
 def test_a_backup_ends_under_full_load_and_holds_a_prefix(load, request, tmp_path, runs, limit):
     is_long = request.config.getoption("--long")
     file = tmp_path / "copy.backup"
+    command = f"pytest tests/master/scale/test_backup.py{' --long -m long' if is_long else ''}"
     with (
-        Report("backup", "pytest tests/master/scale/test_backup.py", is_long) as report,
+        Report("backup", command, is_long) as report,
         load(MEMBERS, RESULT) as it,
         it.cluster.client() as client,
     ):

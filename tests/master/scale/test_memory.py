@@ -23,8 +23,9 @@ and the cache of its store is full."""
 )
 def test_memory_stays_where_it_was_whatever_runs_through_a_master(load, request, kind, members, warm, runs):
     is_long = request.config.getoption("--long")
+    command = f"pytest tests/master/scale/test_memory.py{' --long -m long' if is_long else ''}"
     with (
-        Report(f"memory-{kind.replace(' ', '-')}", "pytest tests/master/scale/test_memory.py", is_long) as report,
+        Report(f"memory-{kind.replace(' ', '-')}", command, is_long) as report,
         load(members, bytes(1024), TITAN_STORE_KEEP_RUNS="50") as it,
     ):
         it.run(warm)
