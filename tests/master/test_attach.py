@@ -63,6 +63,22 @@ def test_the_next_agent_of_a_worker_counts_its_connections_anew(play):
     play(scene)
 
 
+def test_a_copied_work_directory_is_told_who_has_its_id_and_a_dead_agent_does_not_keep_it(play):
+    async def scene(master):
+        first, second = [await Peer.connect(master, "worker") for _ in range(2)]
+        assert (await attach(first, 1)).op is Op.VERDICT
+        copy = msg.Attach(worker="a" * 32, name="copy", nonce="n2", connection=1, slots=1)
+        refused = (await second.ask(copy)).message
+        assert refused.code == "refused"
+        assert f"({'a' * 32}) is that of w at 127.0.0.1, which is connected" in refused.message
+        assert "remove the file `id`" in refused.hint and "--work-dir" in refused.hint
+        master.liveness.silence = lambda worker: 1e9
+        after = await Peer.connect(master, "worker")
+        assert (await after.ask(copy)).op is Op.VERDICT
+
+    play(scene)
+
+
 def test_connections_are_remembered_of_known_workers_only(play):
     async def scene(master):
         for number in range(3):

@@ -96,9 +96,9 @@ def home(tmp_path, monkeypatch):
 
 
 @asynccontextmanager
-async def a_master(home, store=None):
+async def a_master(home, store=None, **environ):
     """A master, with the store on a disk if no other is given, and two clients of it."""
-    settings = load({"master": {"port": 0, "state_dir": str(home / "state")}}, {"TITAN_HOME": str(home)})
+    settings = load({"master": {"port": 0, "state_dir": str(home / "state")}}, {"TITAN_HOME": str(home), **environ})
     master = Master(settings, store, committer=ThreadCommitter)
     await master.start()
     try:
@@ -244,6 +244,84 @@ def test_forgetting_does_not_wait_for_a_backup_nor_run_in_circles_beside_it(home
             with master.store._bodies.stay:  # as whoever copies has it
                 assert await client.ask(msg.Prune(keep_runs=0, older_than=0)) == msg.Pruned(1)
             assert len(slices) <= 3, "one is enough, and one for each commit that was under way"
+
+    asyncio.run(main())
+
+
+def test_a_look_that_forgot_a_run_tidies_and_sweeps_too(home, monkeypatch):
+    """At the limit of what is kept that is every look of a busy master."""
+    monkeypatch.setattr(garden, "EVERY", 1e9)
+    monkeypatch.setattr(garden, "SWEEP_EVERY", 0.0)
+
+    async def main():
+        async with a_master(home, TITAN_STORE_KEEP_RUNS="2") as (master, client, _):
+            await finish(client, 3)
+            done = []
+            tidy, sweep = master.store.tidy, master.blobs.sweep
+            monkeypatch.setattr(master.store, "tidy", lambda seconds: (tidy(seconds), done.append("tidy"))[0])
+            monkeypatch.setattr(master.blobs, "sweep", lambda *which: (sweep(*which), done.append("sweep"))[0])
+            master.garden._look()
+            await until(lambda: sorted(done) == ["sweep", "tidy"])
+            assert await listed(client) == [3, 2]
+
+    asyncio.run(main())
+
+
+class UntidyStore(GatedStore):
+    """There is more to do than ever gets done."""
+
+    def __init__(self):
+        super().__init__()
+        self.slices = 0
+
+    def tidy(self, seconds):
+        self.slices += 1
+        return True
+
+
+def test_while_nothing_happens_one_slice_of_tidying_follows_the_other(home, monkeypatch):
+    monkeypatch.setattr(garden, "EVERY", 1e9)
+    monkeypatch.setattr(garden, "PAUSE", 0.001)
+
+    async def main():
+        store = UntidyStore()
+        async with a_master(home, store) as (master, *_):
+            master.garden._look()
+            await until(lambda: store.slices >= 5)
+
+    asyncio.run(main())
+
+
+def test_no_slice_of_tidying_is_put_before_a_promise(home, monkeypatch):
+    monkeypatch.setattr(garden, "EVERY", 1e9)
+    monkeypatch.setattr(garden, "PAUSE", 0.001)
+    looks = []
+
+    class Watched(garden.Garden):
+        def _tidy_if_idle(self, position):
+            looks.append(position)
+            super()._tidy_if_idle(position)
+
+        def _tidy_a_slice(self):
+            looks.append("slice")
+            super()._tidy_a_slice()
+
+    monkeypatch.setattr("titan_fast.master.server.Garden", Watched)
+
+    async def main():
+        store = UntidyStore()
+        async with a_master(home, store) as (master, client, _):
+            master.garden._look()
+            await until(lambda: looks.count("slice") > 3)
+            store.gate.clear()
+            client.say(msg.Submit(graph=GRAPH))
+            await until(lambda: master.pump.committer.stuck_for())
+            looks.clear()
+            await until(lambda: len(looks) >= 10)
+            assert "slice" not in looks, "there is a promise"
+            store.gate.set()
+            assert (await client.hear()).run == 1
+            await until(lambda: "slice" in looks)
 
     asyncio.run(main())
 

@@ -13,7 +13,7 @@ from master.test_promises import GRAPH, Peer, with_master
 from titan_fast.errors import TooLarge
 from titan_fast.master import queries, watch
 from titan_fast.master.queries import TASKS_PER_PAGE
-from titan_fast.master.store.base import RunHead
+from titan_fast.master.store.base import AttemptRow, RunHead
 from titan_fast.model.spec import GraphSpec, TaskSpec, Work
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.opcodes import Op
@@ -568,5 +568,36 @@ def test_one_that_hangs_up_while_it_waits_leaves_its_turn_to_the_next(tmp_path, 
         assert (await worker.next()).op is Op.FETCH, "for the one that is left"
         worker.say(msg.Fetched(run=run, index=0, fence=fence, asked=5, offset=5), (MIDDLE,))
         assert await rest(others[1]) == [(5, 0, MIDDLE), (105, 0, b"end")]
+
+    with_master(tmp_path, scenario, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("reason", "duration", "told"),
+    [
+        ("worker_lost", 0, None),
+        ("unverified", 0, None),
+        ("absent", 0, None),
+        ("replaced", 0, None),
+        ("exit:1", 0, 0.0),
+        ("exit:1", 600_000, 0.6),
+    ],
+)
+@pytest.mark.parametrize("is_final", [True, False])
+def test_an_attempt_whose_end_nobody_saw_has_no_duration(tmp_path, monkeypatch, reason, duration, told, is_final):
+    row = AttemptRow(1, 1, 7, "w", "DEAD", reason, 0, 5_000_000, duration)
+
+    async def scenario(master, _):
+        client, run = await submitted(master)
+        if is_final:
+            client.say(msg.Cancel(run))
+            await client.next()
+        generation = master.scheduler.state.runs[run].generation.get(0, 0)
+        found = {0: msgspec.structs.replace(row, generation=generation)}
+        master.history.latest = lambda *_: found
+        client.say(msg.Show(run, task=GRAPH.tasks[0].name))
+        (task,) = (await client.next()).message.tasks
+        ended = 5.0 + told if is_final and told is not None else 0.0
+        assert (task.started_at, task.finished_at, task.duration) == (5.0, ended, told)
 
     with_master(tmp_path, scenario, monkeypatch)

@@ -404,3 +404,18 @@ def test_wrong_input_is_told_before_anybody_is_asked(master, go, tmp_path):
 
     go(scenario)
     assert master.asked == []
+
+
+@pytest.mark.parametrize(("limit", "found"), [(None, [12, 11]), (1, [12])])
+def test_runs_has_every_page_up_to_the_limit(go, master, limit, found):
+    pages = {
+        "": msg.Listed(runs=(ROW,), next="12"),
+        "12": msg.Listed(runs=(msgspec.structs.replace(ROW, id=11),)),
+    }
+    master.script(msg.List, lambda asked: [pages[asked.cursor]])
+
+    async def scenario(client):
+        return [row.id for row in await client.runs(limit=limit)]
+
+    assert go(scenario) == found
+    assert len(master.asked) == len(found)

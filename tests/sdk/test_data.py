@@ -139,6 +139,19 @@ def test_dead_has_every_page(client, master):
     assert {asked.what for asked in master.asked} == {"dead"}
 
 
+@pytest.mark.parametrize(("limit", "found", "asked"), [(None, 7, [1000] * 3), (5, 5, [5, 2]), (2000, 7, [1000] * 3)])
+def test_runs_has_every_page_up_to_the_limit(client, master, limit, found, asked):
+    def listed(asked):
+        rows = [msg.RunRow(9 - number, "g", "COMPLETED", "", 1.0, 1.0, 2.0, {}) for number in range(9)]
+        at = int(asked.cursor or 0)
+        end = min(at + 3, at + asked.limit, 7)
+        return [msg.Listed(runs=tuple(rows[at:end]), next=str(end) if end < 7 else "")]
+
+    master.script(msg.List, listed)
+    assert [row.id for row in client.runs("COMPLETED", limit=limit)] == list(range(9, 9 - found, -1))
+    assert [(each.what, each.state, each.limit) for each in master.asked] == [("runs", "COMPLETED", n) for n in asked]
+
+
 def test_prune_takes_texts_and_seconds(client, master):
     master.on(msg.Prune, msg.Pruned(runs=2))
     assert client.prune(keep=3, older_than="7d") == 2

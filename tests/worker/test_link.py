@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from titan_fast.errors import NoToken
+from titan_fast.errors import NoToken, Refused
 from titan_fast.ids import make_fence
 from titan_fast.protocol import messages as msg
 from titan_fast.protocol.connection import send, send_hot
@@ -262,3 +262,36 @@ def test_a_loss_is_told_again_after_the_worker_was_attached(stage, caplog):
     stage.play(scene)
     lost = [record for record in caplog.records if record.getMessage().startswith("lost the master")]
     assert len(lost) == 2, "the second one was no loss: there was no verdict yet"
+
+
+def test_who_is_refused_tries_for_a_while_ever_more_slowly_and_ends_with_what_the_master_said(monkeypatch, caplog):
+    pauses = []
+
+    class Turned:
+        cluster = ""
+        was_attached = False
+
+        def __init__(self):
+            self.ended = asyncio.get_running_loop().create_future()
+            self.ended.set_result(Refused("the id of this worker is that of w1", hint="use another --work-dir"))
+
+    async def scene():
+        async def sleep(seconds):
+            pauses.append(seconds)
+
+        async def connect(*_):
+            return Turned()
+
+        link = Link([("h", 1)], lambda: "token", Behind(), random.Random(4))
+        monkeypatch.setattr(asyncio, "sleep", sleep)
+        monkeypatch.setattr(link, "_connect", connect)
+        with pytest.raises(Refused) as refused:
+            await link.run()
+        assert refused.value.exit_code == 5
+
+    in_loop(scene)
+    assert len(pauses) == link_module.REFUSALS - 1
+    assert sum(pauses) > 6, "longer than a master takes to see that the agent before this one is dead"
+    assert pauses[-1] > pauses[-2] > pauses[-3] > link_module.RECONNECT_CAP * 0.9
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == "the master refuses this worker: the id of this worker is that of w1; use another --work-dir"

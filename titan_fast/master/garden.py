@@ -29,6 +29,8 @@ SLICE = 0.005
 """Seconds of one piece of work in the store's thread."""
 EVERY = 5.0
 """Seconds between two looks."""
+PAUSE = 0.05
+"""Seconds after a slice of tidying that left something to do until the next one, if nothing happened meanwhile."""
 SWEEP_EVERY = 300.0
 """Seconds between two looks at all files."""
 DAY = 86400.0
@@ -55,7 +57,10 @@ class Garden:
         self._collects = False
         self._collect_at = 0.0
         self._is_backing_up = False
+        self._is_closed = False
         self._sweep_at = self._loop.time() + SWEEP_EVERY
+        self._next_slice: asyncio.TimerHandle | None = None
+        """Of tidying, while there is more to do."""
         self._pruning: deque[_Pruning] = deque()
         """The first is under way, the others wait for it."""
         # Nobody else has this directory, and we have not made any yet.
@@ -71,7 +76,9 @@ class Garden:
         self._collect_at = self._loop.time() + COLLECT_EVERY
 
     def close(self) -> None:
+        self._is_closed = True
         self._timer.cancel()
+        self._tidy_no_more()
 
     def _first_look(self) -> None:
         self._master.pump.committer.call(self._master.store.numbers, self._sweep_logs)
@@ -85,7 +92,8 @@ class Garden:
         self._seen = position
         self._master.pump.committer.call(self._master.space.restore, lambda _: None)
         if not self._pruning:
-            self.prune(-1, -1.0, lambda runs: self._tidy() if not runs else None)
+            # Whether a run went or not: a busy master at the limit of what it keeps forgets some in every look.
+            self.prune(-1, -1.0, lambda _: self._tidy())
 
     def _collect(self) -> None:
         """Connections that come and go leave cycles too, and no fact: what counts are objects, and the time."""
@@ -123,12 +131,7 @@ class Garden:
 
     def _tidy(self) -> None:
         """Space back to the disk, and files that nothing names any more."""
-
-        def tidied(result: object) -> None:
-            if isinstance(result, Exception):
-                log.error("the store could not be tidied: %s", result)
-
-        self._master.pump.committer.call(lambda: self._master.store.tidy(SLICE), tidied)
+        self._tidy_a_slice()
         now = self._loop.time()
         if now < self._sweep_at:
             return
@@ -136,6 +139,34 @@ class Garden:
         named = self._master.store.digests()
         named.update(run.project for run in self._master.scheduler.state.runs.values() if run.project)
         self._master.blobs.sweep(named, UNNAMED)
+
+    def _tidy_a_slice(self) -> None:
+        self._tidy_no_more()
+        self._master.pump.committer.call(lambda: self._master.store.tidy(SLICE), self._tidied)
+
+    def _tidied(self, has_more: object) -> None:
+        if isinstance(has_more, Exception):
+            log.error("the store could not be tidied: %s", has_more)
+        elif has_more and not self._is_closed:
+            self._tidy_soon()
+
+    def _tidy_soon(self) -> None:
+        self._tidy_no_more()
+        self._next_slice = self._loop.call_later(PAUSE, self._tidy_if_idle, self._master.pump.position)
+
+    def _tidy_if_idle(self, position: int) -> None:
+        """A promise that comes in the middle of a slice waits for its rest: where facts are made they go on coming,
+        and a slice in each look has to do."""
+        pump = self._master.pump
+        if pump.position == position and not pump.committer.pending:
+            self._tidy_a_slice()
+        else:
+            self._tidy_soon()
+
+    def _tidy_no_more(self) -> None:
+        if self._next_slice is not None:
+            self._next_slice.cancel()
+            self._next_slice = None
 
     # ------------------------------------------------------------ backup
 

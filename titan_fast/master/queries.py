@@ -74,6 +74,8 @@ Answer = (
 """What can say that it is not durable."""
 
 
+UNSEEN = ("worker_lost", "absent", "unverified", "replaced")
+"""Reasons of attempts that ended where nobody saw it: how long they took is not known."""
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(: |\(\))").match
 """How the reason of a function begins that raised an exception."""
 
@@ -570,6 +572,7 @@ class Queries:
                 needs,
             )
         final = view.state not in ("PENDING", "RUNNING")
+        is_measured = bool(row.started) and not (row.duration == 0 and row.reason in UNSEEN)
         return msg.TaskRow(
             task_id,
             view.name,
@@ -580,8 +583,8 @@ class Queries:
             row.worker,
             _exit_code(row),
             row.started / 1e6,
-            (row.started + row.duration) / 1e6 if row.started and final else 0.0,
-            row.duration / 1e6 if row.started else None,
+            (row.started + row.duration) / 1e6 if is_measured and final else 0.0,
+            row.duration / 1e6 if is_measured else None,
             needs,
         )
 

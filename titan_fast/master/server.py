@@ -392,9 +392,12 @@ class Master:
                 and not old.closed
                 and silence < DEAD_AGENT * self.settings.scheduler.heartbeat
             ):
+                known = self.scheduler.state.workers.get(message.worker)
                 raise Refused(
-                    f"worker {message.name} ({message.worker}) is connected already",
-                    hint="two agents share a work directory; give each its own with --work-dir or --name",
+                    f"the id of this worker ({message.worker}) is that of "
+                    f"{known.name if known is not None else 'another worker'} at {old.address}, which is connected",
+                    hint="if its work directory is a copy, remove the file `id` in it or use another --work-dir; "
+                    "else stop the other worker",
                 )
             if STALE_SESSION_ACCEPTED not in self.sabotage:
                 old.worker = ""

@@ -215,8 +215,13 @@ class AsyncClient(MakesExecutors):
 
     # ------------------------------------------------------------ looking
 
-    async def runs(self, state: str = "", limit: int = 100) -> list[msg.RunRow]:
-        return list((await self.call(calls.list_page("runs", state=state, limit=limit))).runs)
+    async def runs(self, state: str = "", limit: int | None = None) -> list[msg.RunRow]:
+        rows: list[msg.RunRow] = []
+        async for page in self.pages(lambda cursor: calls.runs_page(state, cursor, limit, len(rows))):
+            rows.extend(page.runs)
+            if limit is not None and len(rows) >= limit:
+                break
+        return rows
 
     async def workers(self) -> list[msg.WorkerRow]:
         return list((await self.call(calls.list_page("workers"))).workers)

@@ -19,6 +19,8 @@ from titan_fast.protocol.messages import Message
 
 T = TypeVar("T")
 
+MANY = 1000
+"""Rows that a page of a long listing is asked for."""
 MAX_KEY = 512
 """Characters of the name of a key or an artifact."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]").search
@@ -145,6 +147,11 @@ def watch(target: TaskId, progress: bool) -> Stream[msg.Update]:
 
 def list_page(what: str, run: int = 0, state: str = "", cursor: str = "", limit: int = 100) -> Call[msg.Listed]:
     return Call(msg.List(what, run, state, _page(cursor), limit), _message)
+
+
+def runs_page(state: str, cursor: str, limit: int | None, got: int) -> Call[msg.Listed]:
+    """The next page of runs, when there were ``got`` on those before it and ``limit`` are wanted."""
+    return list_page("runs", state=state, cursor=cursor, limit=MANY if limit is None else min(limit - got, MANY))
 
 
 def tasks_after(target: TaskId, state: str, limit: int) -> Call[msg.Listed]:

@@ -308,9 +308,19 @@ class Client(MakesExecutors):
 
     # ------------------------------------------------------------ looking
 
-    def runs(self, state: str = "", limit: int = 100) -> list[msg.RunRow]:
-        """The newest runs first."""
-        return list(self.call(calls.list_page("runs", state=state, limit=limit)).runs)
+    def runs(self, state: str = "", limit: int | None = None) -> list[msg.RunRow]:
+        """The newest runs first.
+
+        Args:
+            state: only those that are RUNNING, say; empty: all.
+            limit: at most so many; None: all there are.
+        """
+        rows: list[msg.RunRow] = []
+        for page in self.pages(lambda cursor: calls.runs_page(state, cursor, limit, len(rows))):
+            rows.extend(page.runs)
+            if limit is not None and len(rows) >= limit:
+                break
+        return rows
 
     def workers(self) -> list[msg.WorkerRow]:
         return list(self.call(calls.list_page("workers")).workers)

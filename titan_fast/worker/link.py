@@ -26,8 +26,10 @@ SILENCE = 10.0
 """Seconds without a byte from the master until we try another connection."""
 RECONNECT_CAP = 1.0
 """Longest pause between two tries, seconds; the pause is random up to it, so that a thousand workers spread."""
-REFUSALS = 20
+REFUSALS = 8
 """Times in a row a master may refuse us before we give up: a dead agent's connection may take a moment to go."""
+EAGER = 4
+"""Refusals after which that moment should be over, and each pause is twice the one before."""
 LAST_WRITE = 1.0
 """Seconds that the last words may take to leave."""
 
@@ -97,17 +99,25 @@ class Link:
                 self._cluster = session.cluster
                 if self._closing:
                     return
+                if session.was_attached:
+                    self._said.clear()
                 if isinstance(problem, Refused) and not problem.retryable:
                     refusals += 1
                     if isinstance(problem, BadProof) or refusals >= REFUSALS:
                         raise problem
-                else:
-                    refusals = 0
-                if session.was_attached:
-                    self._said.clear()
+                    self._say_once(f"the master refuses this worker: {problem}; {problem.hint or 'trying on'}")
+                    continue
+                refusals = 0
                 self._say_once(f"lost the master{f' ({problem})' if problem else ''}; connecting again")
-            # Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
-            await asyncio.sleep(self._chance.random() * RECONNECT_CAP)
+            await asyncio.sleep(self._pause(refusals))
+
+    def _pause(self, refusals: int) -> float:
+        """Seconds until the next try."""
+        if refusals:
+            # At least half of it: all of them together must be longer than a dead agent's connection stays.
+            return (0.5 + 0.5 * self._chance.random()) * RECONNECT_CAP * (1 << max(0, refusals - EAGER))
+        # Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+        return self._chance.random() * RECONNECT_CAP
 
     async def _connect(self, host: str, port: int) -> _Session | None:
         """A session that has begun, or None when nobody is there."""

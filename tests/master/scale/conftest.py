@@ -11,6 +11,8 @@ import psutil
 import pytest
 
 from titan_fast.errors import DiskFull
+from titan_fast.master.store.schema import FILE
+from titan_fast.master.store.sqlite import CACHE
 from titan_fast.model.spec import GraphSpec, TaskSpec, Work
 from titan_fast.sdk.client import Client
 from titan_fast.sdk.handles import RunHandle
@@ -31,6 +33,11 @@ class Load:
     def resident(self) -> int:
         """Bytes of the master's memory."""
         return psutil.Process(self.cluster.master.pid).memory_info().rss
+
+    @property
+    def cached(self) -> int:
+        """Bytes of the master's store that its cache may hold: all, up to the cache's size."""
+        return min(CACHE, (self.cluster.home / "state" / FILE).stat().st_size)
 
     def run(self, runs: int, clients: int = 8) -> list[int]:
         """Submit so many runs and wait for the end of each. Their numbers."""

@@ -7,8 +7,8 @@ from report import Report
 
 MEBIBYTE = 1 << 20
 GROWTH = 1.10
-"""Resident memory at the end against that of a warm master: it holds as many finished runs in memory as it ever does,
-and the cache of its store is full."""
+"""Resident memory at the end against that of a warm master, which holds as many finished runs in memory as it ever
+does. The cache of its store fills up meanwhile: replies are kept for a day, and a hundred thousand fill it."""
 
 
 @pytest.mark.kill
@@ -29,14 +29,15 @@ def test_memory_stays_where_it_was_whatever_runs_through_a_master(load, request,
         load(members, bytes(1024), TITAN_STORE_KEEP_RUNS="50") as it,
     ):
         it.run(warm)
-        before = it.resident
+        before, cached = it.resident, it.cached
         it.run(runs)
-        after = it.resident
+        after, filled = it.resident, it.cached - cached
         report.figures |= {
             "runs": runs,
             "tasks": runs * members,
             "resident when warm, MiB": before / MEBIBYTE,
             "resident at the end, MiB": after / MEBIBYTE,
-            "bytes for each run that is over": (after - before) / runs,
+            "of that in the cache of the store, MiB": filled / MEBIBYTE,
+            "bytes for each run that is over": (after - before - filled) / runs,
         }
-        assert after <= GROWTH * before
+        assert after <= GROWTH * before + filled

@@ -52,6 +52,19 @@ def test_the_file_says_whose_it_is_and_how_it_is_written(store: SqliteStore, fol
     db.close()
 
 
+def test_the_cache_of_the_file_stays_within_its_bound(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "CACHE", 1 << 20)
+    store = SqliteStore(folder)
+    store.open()
+    for number in range(100):
+        store.commit(1, [kv(f"{number}-{key}", b"x" * 8000, number + 1) for key in range(5)])
+        store.tidy(1.0)
+    used, _ = store._write.status(apsw.SQLITE_DBSTATUS_CACHE_USED)
+    size = (folder / schema.FILE).stat().st_size
+    store.close()
+    assert used < 1.5 * sqlite.CACHE < size
+
+
 @pytest.mark.parametrize(("durability", "synchronous"), [("disk", 2), ("os", 1)])
 def test_what_a_commit_survives_is_what_was_asked_for(folder: Path, durability: str, synchronous: int) -> None:
     store = SqliteStore(folder, durability)

@@ -40,6 +40,8 @@ CHECKPOINT_NOW = 2048
 """Pages from which on a commit does it (16 MiB), which takes a tenth of a second."""
 PAGES_OF_A_COMMIT = 8
 """Pages that the smallest commit writes: a leaf of each table and index it touches."""
+CACHE = 16 << 20
+"""Bytes of the file that the writing connection keeps in memory at most."""
 MAX_INTEGER = (1 << 63) - 1
 """What SQLite can compare with."""
 
@@ -119,7 +121,7 @@ class SqliteStore:
         db.pragma("fullfsync", self.durability == "disk")
         db.pragma("checkpoint_fullfsync", self.durability == "disk")
         db.pragma("journal_size_limit", 64 << 20)
-        db.pragma("cache_size", -16384)
+        db.pragma("cache_size", -(CACHE >> 10))
         db.pragma("temp_store", "memory")
         db.execute(schema.DOOR)
         ((is_busy, _, _),) = fetch(db, "PRAGMA main.wal_checkpoint(TRUNCATE)")
